@@ -1,0 +1,76 @@
+"""The contract of a pretraining objective: corruption by a generator, then named loss terms."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from distillkit.types import Batch
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One named term of a loss: a mean over `count` counted positions, and its weight in the total.
+
+    Keeping the count lets micro-batches and ranks be joined exactly: total = sum(value * count) / sum(count).
+    """
+
+    value: Tensor
+    count: int
+    weight: float = 1.0
+
+
+class Objective(ABC):
+    """A pretraining task. Settings are keyword-only `__init__` arguments; nothing here knows of steps or optimizers."""
+
+    @abstractmethod
+    def prepare(self, documents: Iterator[list[str]], tokenizer: PreTrainedTokenizerBase, folder: Path, *, max_length: int, seed: int) -> None:
+        """Tokenise documents (lists of sentences) once into memory-mapped arrays under `folder`."""
+
+    @abstractmethod
+    def examples(self, folder: Path, *, epoch: int, seed: int) -> Examples:
+        """The training sequences of one epoch, a pure function of (folder, epoch, seed)."""
+
+    @abstractmethod
+    def collate(self, examples: Examples, rows: Sequence[int], *, epoch: int, seed: int) -> Batch:
+        """Corrupt and pad the chosen rows; every random choice is keyed by (seed, epoch, row)."""
+
+    @abstractmethod
+    def counts(self, batch: Batch) -> Mapping[str, int]:
+        """Counted positions of each term, known before any forward."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, LossTerm]:
+        """One forward of the model and its named terms (each a mean over its counted positions)."""
+
+    def metrics(self, examples: Examples) -> Mapping[str, float]:
+        """Figures worth logging of an epoch's data (label balance, padding, mask rate)."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Sequences of token ids of one epoch, ragged.
+
+    tokens: flat int32; offsets: int64 `[n + 1]`; segment_starts: int32 `[n]`, where the second segment begins (or the
+    length, where there is none); labels: int64 `[n]`, a label per sequence (NSP), or all -100.
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    segment_starts: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        lengths: np.ndarray = np.diff(self.offsets)
+        return lengths
