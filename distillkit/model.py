@@ -10,12 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from distillkit.objectives.base import Objective
 from distillkit.settings import FinetuneSettings, Labels, PretrainSettings
-from distillkit.types import Access, Batch, Outputs, Spec, Swap
+from distillkit.types import Access, Batch, Outputs, Spec, Swap, Want
 
 
 class Teacher(ABC):
@@ -32,15 +33,15 @@ class Teacher(ABC):
         """Sizes; a teacher below FINAL_STATES has num_layers 0 and hidden_dim 0."""
 
     @abstractmethod
-    def outputs(self, batch: Batch, *, want: Access, swap: Swap | None = None) -> Outputs:
-        """Outputs for the batch, detached; `hidden` filled as far as `want` asks."""
+    def outputs(self, batch: Batch, *, want: Want, swap: Swap | None = None) -> Outputs:
+        """Detached outputs for the batch; `hidden` filled as far as `want` asks."""
 
     def after_step(self, step: int) -> None:  # noqa: B027 - an optional hook, nothing to do for a fixed teacher
         """Called after every optimizer step (an EMA teacher follows the student here)."""
 
-    def fingerprint(self) -> str:
-        """Identifies the teacher's weights (cache keys, manifests); empty when it cannot be known."""
-        return ""
+    def to(self, device: torch.device) -> Teacher:
+        """The same teacher with its weights on `device`; one without weights stays where it is."""
+        return self
 
 
 class Student(nn.Module, ABC):
@@ -49,7 +50,7 @@ class Student(nn.Module, ABC):
     spec: Spec
 
     @abstractmethod
-    def outputs(self, batch: Batch, *, want: Access, swap: Swap | None = None) -> Outputs:
+    def outputs(self, batch: Batch, *, want: Want, swap: Swap | None = None) -> Outputs:
         """Outputs with gradient; `hidden` filled as far as `want` asks."""
 
     @abstractmethod
@@ -57,30 +58,62 @@ class Student(nn.Module, ABC):
         """A module whose forward takes the tensors of `Batch.inputs` by keyword and returns the logits."""
 
     @abstractmethod
-    def save(self, folder: str) -> None:
-        """Write config.json and model.safetensors (never pickle) so that the matching loader reads them back."""
+    def save(self, folder: Path, labels: Labels) -> None:
+        """Write config.json (with the label names) and model.safetensors, never pickle; its source's `load` reads them."""
 
-    def forward(self, batch: Batch, want: Access) -> Outputs:
+    def forward(self, batch: Batch, want: Want) -> Outputs:
         """nn.Module entry point, the same as `outputs` without a swap."""
         return self.outputs(batch, want=want)
 
 
+class FixedTeacher(Teacher):
+    """A trained Student as a Teacher: eval mode, no gradient, whatever mode its model was left in."""
+
+    def __init__(self, model: Student, access: Access = Access.INTERVENTIONS) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self._access = access
+
+    @property
+    def access(self) -> Access:
+        return self._access
+
+    @property
+    def spec(self) -> Spec:
+        return self.model.spec
+
+    def outputs(self, batch: Batch, *, want: Want, swap: Swap | None = None) -> Outputs:
+        self.model.eval()
+        with torch.no_grad():
+            return self.model.outputs(batch, want=want, swap=swap)
+
+    def to(self, device: torch.device) -> Teacher:
+        self.model.to(device)
+        return self
+
+
 class TeacherSource(ABC):
-    """What `teacher: {use: name}` names: settings in `__init__` (keyword-only, typed), weights on request.
-
-    The pipeline asks in this order: `tokenizer`, then, where `pretrain` is set, `pretraining` (its model is trained and
-    saved to a folder), then `classifier` (from that folder, from the source's own weights, or fresh), which is trained
-    where `finetune` is set. A source that cannot be pretrained leaves `pretrain` at None.
-    """
-
-    pretrain: PretrainSettings | None = None
-    finetune: FinetuneSettings | None = None
+    """What `teacher: {use: name}` names: settings in `__init__` (keyword-only, typed), a Teacher on request."""
 
     @abstractmethod
     def tokenizer(self, corpus: Iterable[str]) -> PreTrainedTokenizerBase:
-        """The tokenizer the teacher brings, or one trained on `corpus` (an iterable of texts, read once)."""
+        """The fast tokenizer that the teacher brings, or one trained on `corpus` (an iterable of texts, read once)."""
 
-    def pretraining(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[nn.Module, Objective]:
+    @abstractmethod
+    def teacher(self, folder: Path, labels: Labels) -> Teacher:
+        """The fixed teacher; `folder` is what the teacher stage saved (weights of a trainable teacher)."""
+
+
+class TrainableTeacherSource(TeacherSource):
+    """A source whose model this repo trains: pretrained where `pretrain` is set, fine-tuned where `finetune` is.
+
+    The pipeline asks in this order: `tokenizer`; `pretraining` (trained, then saved by `save_pretrained` to a folder);
+    `classifier` (trained, then saved by `Student.save`); `load` and `teacher` from that folder ever after.
+    """
+
+    pretrain: PretrainSettings | None
+    finetune: FinetuneSettings | None
+
+    def pretraining(self, tokenizer: PreTrainedTokenizerBase) -> tuple[nn.Module, Objective]:
         """A fresh pretraining model and its objective; only called where `pretrain` is set."""
         raise NotImplementedError(f"{type(self).__name__} cannot be pretrained")
 
@@ -88,17 +121,26 @@ class TeacherSource(ABC):
     def classifier(
         self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, pretrained: Path | None
     ) -> Student:
-        """The model that answers the task: from `pretrained` (a folder written by the pretrain stage), from the
-        source's own weights, or fresh. It is a Student while it is fine-tuned; `as_teacher` makes it a Teacher."""
+        """The model that answers the task: body from `pretrained` (a folder written by the pretrain stage), from the
+        source's own weights, or fresh. It is a Student while it is fine-tuned."""
 
     @abstractmethod
-    def as_teacher(self, model: Student) -> Teacher:
-        """The fine-tuned model as a fixed Teacher: eval mode, no gradient."""
+    def load(self, folder: Path) -> Student:
+        """The classifier that `Student.save` wrote to `folder`."""
+
+    def teacher(self, folder: Path, labels: Labels) -> Teacher:
+        return FixedTeacher(self.load(folder))
 
 
 class StudentSource(ABC):
     """What `student: {use: name}` names: settings in `__init__`, an untrained (or initialised) Student on request."""
 
     @abstractmethod
-    def build(self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, teacher: Student | None) -> Student:
-        """A new student; `teacher` is the task model to initialise from, where the settings ask for that."""
+    def build(
+        self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, teacher: Teacher
+    ) -> Student:
+        """A new student; where the settings ask for it, initialised from the teacher's weights."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> Student:
+        """The student that `Student.save` wrote to `folder`."""

@@ -23,7 +23,9 @@ LayerMap = Literal["last", "uniform", "skip"] | Annotated[list[LayerPair], Field
 class Section(BaseModel):
     """Base of every section: frozen, strict, no unknown keys, no NaN or infinity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=False
+    )
 
 
 class Component(Section):
@@ -38,7 +40,9 @@ class OptimizerSettings(Section):
     lr: Positive = Field(default=1e-4, description="peak learning rate")
     warmup: Fraction = Field(default=0.06, description="share of the steps over which the rate rises from 0")
     weight_decay: NonNegative = Field(default=0.01, description="decoupled decay, not on norms and biases")
-    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = Field(default=(0.9, 0.999), description="AdamW betas")
+    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = Field(
+        default=(0.9, 0.999), description="AdamW betas"
+    )
     eps: Positive = Field(default=1e-6, description="AdamW epsilon")
     clip: Positive = Field(default=1.0, description="largest global gradient norm")
 
@@ -46,9 +50,13 @@ class OptimizerSettings(Section):
 class BatchSettings(Section):
     """How examples become batches."""
 
-    tokens: Count = Field(default=1024, description="most tokens (padding included) of one batch, over all micro-batches")
+    tokens: Count = Field(
+        default=1024, description="most tokens (padding included) of one batch, over all micro-batches"
+    )
     examples: Count = Field(default=64, description="most examples of one batch")
-    micro: Count = Field(default=1, description="parts a batch is computed in (gradient accumulation; a multiple of ranks)")
+    micro: Count = Field(
+        default=1, description="parts a batch is computed in (gradient accumulation; a multiple of ranks)"
+    )
 
 
 class PretrainSettings(Section):
@@ -56,7 +64,9 @@ class PretrainSettings(Section):
 
     corpus: str = Field(description="file, folder or built-in name with documents of sentences")
     steps: Count = Field(default=5000, description="optimizer steps")
-    max_length: Annotated[int, Field(ge=8)] = Field(default=128, description="tokens of one training sequence")
+    max_length: Annotated[int, Field(ge=8)] = Field(
+        default=128, description="tokens of one training sequence"
+    )
     batch: Count = Field(default=32, description="sequences of one batch")
     micro: Count = Field(default=1, description="parts a batch is computed in")
     optimizer: OptimizerSettings = OptimizerSettings(warmup=0.1)
@@ -70,7 +80,9 @@ class FinetuneSettings(Section):
     batch: BatchSettings = BatchSettings()
     optimizer: OptimizerSettings = OptimizerSettings(lr=5e-5)
     save_every: Count = Field(default=500, description="steps between checkpoints")
-    keep: Literal["best", "last"] = Field(default="best", description="weights kept: best on validation, or the last")
+    keep: Literal["best", "last"] = Field(
+        default="best", description="weights kept: best on validation, or the last"
+    )
 
 
 class Labels(Section):
@@ -86,3 +98,160 @@ class Labels(Section):
     def num_labels(self) -> int:
         """Width of the output layer: classes, or 1 for regression."""
         return len(self.names) if self.kind == "classification" else 1
+
+
+class LossComponent(Component):
+    """One term of the loss stack; the other keys are that loss's settings."""
+
+    weight: Positive = Field(
+        default=1.0, description="factor of this term in the total; a term that should not act is left out"
+    )
+
+
+class TeacherComponent(Component):
+    """The teacher; the other keys are that source's settings."""
+
+    allow_weak: bool = Field(
+        default=False, description="go on with a teacher no better than the majority class"
+    )
+
+
+class StudentComponent(Component):
+    """The student; the other keys are that source's settings."""
+
+
+class TaskSettings(Section):
+    """The data and what is predicted from it. Paths are relative to the config's folder."""
+
+    kind: Literal["classification", "regression"] = Field(description="what the task predicts")
+    train: str = Field(
+        description="file (csv, tsv, jsonl, parquet, each also .gz), folder, builtin:NAME or hf:NAME"
+    )
+    validation: str | None = Field(
+        default=None, description="the same kinds of source; without it, rows are held out of train"
+    )
+    test: str | None = Field(default=None, description="measured once at the end; without it, validation is")
+    holdout: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.1, description="share of train held out where validation is not given"
+    )
+    text: str | Annotated[tuple[str, str], Field(strict=False)] = Field(
+        default="text", description="text column, or two columns for a pair"
+    )
+    label: str = Field(default="label", description="label column")
+    labels: Annotated[tuple[str, ...], Field(strict=False)] | None = Field(
+        default=None, description="class names in id order; default: sorted names found in train"
+    )
+    encoding: str = Field(default="utf-8", description="text encoding of the files")
+    delimiter: str | None = Field(default=None, description="field separator; default: by the file's ending")
+    on_bad_row: Literal["error", "skip"] = Field(
+        default="error", description="a row that cannot be used: stop, or skip it and count"
+    )
+    max_chars: Count = Field(
+        default=20_000, description="longer texts are cut before tokenising, and counted"
+    )
+    max_length: Annotated[int, Field(ge=4)] = Field(
+        default=128, description="tokens of one example; longer ones are truncated and counted"
+    )
+    allow_single_class: bool = Field(
+        default=False, description="accept training rows that all have one label"
+    )
+    metric: Literal["accuracy", "macro_f1", "mcc", "pearson", "spearman"] | None = Field(
+        default=None, description="chooses the best weights; default accuracy, or pearson for regression"
+    )
+
+
+class Phase(Section):
+    """One phase of distillation: its data, losses and settings."""
+
+    losses: Annotated[dict[str, LossComponent], Field(min_length=1)] = Field(
+        description="name -> loss; all are added up"
+    )
+    corpus: str | None = Field(
+        default=None,
+        description="train on the unlabelled sentences of this corpus instead of the task's rows",
+    )
+    epochs: Count = Field(default=3, description="passes over the phase's data")
+    batch: BatchSettings = BatchSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    save_every: Count = Field(default=500, description="steps between checkpoints")
+    keep: Literal["best", "last"] = Field(
+        default="best", description="weights kept: best on validation, or the last"
+    )
+
+
+class ExportSettings(Section):
+    """The ONNX artifact and the gate it must pass."""
+
+    opset: Annotated[int, Field(ge=18, le=23)] = Field(default=18, description="ONNX operator set")
+    tolerance: Positive = Field(
+        default=1e-4, description="largest absolute difference of the logits to PyTorch"
+    )
+    rows: Count = Field(default=64, description="real rows compared")
+
+
+class BenchSettings(Section):
+    """What is measured, and how long."""
+
+    batch: Annotated[list[Count], Field(min_length=1)] = Field(default=[1, 8, 32], description="batch sizes")
+    length: Annotated[list[Annotated[int, Field(ge=3)]], Field(min_length=1)] = Field(
+        default=[16, 64, 128], description="tokens per example"
+    )
+    backends: Annotated[list[Literal["pytorch", "onnxruntime"]], Field(min_length=1)] = Field(
+        default=["pytorch", "onnxruntime"], description="runtimes to measure teacher and student in"
+    )
+    provider: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="device measured; what is asked for must be what runs"
+    )
+    warmup: Count = Field(default=10, description="untimed iterations of a cell")
+    iterations: Count = Field(default=50, description="fewest timed iterations of a cell")
+    seconds: NonNegative = Field(default=2.0, description="shortest timed duration of a cell")
+    threads: Count | None = Field(
+        default=None, description="threads per process; default: the machine's physical cores"
+    )
+
+
+class ReportSettings(Section):
+    """What the report shows."""
+
+    samples: Index = Field(
+        default=12, description="examples shown where teacher and student differ; 0 shows no text"
+    )
+
+
+class RuntimeSettings(Section):
+    """How the machine is used. None of this changes what is computed, apart from rounding."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where training runs")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="auto: bf16 where the hardware has it"
+    )
+    compile: bool = Field(default=False, description="torch.compile the training step")
+    threads: Count | None = Field(default=None, description="CPU threads; default: torch's choice")
+    log_every: Count = Field(default=20, description="steps between lines of metrics.jsonl")
+    keep_checkpoints: Count = Field(default=2, description="newest checkpoints kept per stage")
+
+
+class RunConfig(Section):
+    """A whole run: task, teacher, student, losses, export, bench, report."""
+
+    version: Literal[1] = Field(default=1, description="version of this schema")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(
+        description="names the run's folder"
+    )
+    seed: Index = Field(default=0, description="keys every random choice")
+    output: str = Field(default="runs", description="folder that holds the run's folder")
+    task: TaskSettings
+    teacher: TeacherComponent
+    student: StudentComponent
+    distill: Phase | Annotated[list[Phase], Field(min_length=1)]
+    export: ExportSettings = ExportSettings()
+    bench: BenchSettings = BenchSettings()
+    report: ReportSettings = ReportSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+    track: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
+        default=[], description="extra trackers; they can never stop a run"
+    )
+
+    @property
+    def phases(self) -> list[Phase]:
+        return self.distill if isinstance(self.distill, list) else [self.distill]

@@ -23,6 +23,19 @@ class Access(IntEnum):
     INTERVENTIONS = 4
 
 
+@dataclass(frozen=True)
+class Want:
+    """What a forward returns beside the logits. Wants join with `|`; a new request is a new field here.
+
+    access: FINAL_STATES asks for the last block's output, ALL_STATES for the embeddings' and every block's.
+    """
+
+    access: Access = Access.SCORES
+
+    def __or__(self, other: Want) -> Want:
+        return Want(access=max(self.access, other.access))
+
+
 Swap = Mapping[int, Callable[[Tensor], Tensor]]
 """Block index (0-based) -> function of that block's output `[B, L, D]`; keys are the blocks to intervene on."""
 

@@ -12,15 +12,15 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from distillkit.types import Access, Batch, Spec, Step
+from distillkit.types import Batch, Spec, Step, Want
 
 
 class Loss(nn.Module, ABC):
     """One term. Computes in fp32, averages over positions that count, returns an attached zero where none does, and
     never calls a model."""
 
-    access: Access = Access.SCORES
-    """What it needs of every teacher and of the student."""
+    needs: Want = Want()
+    """What it asks of the student's forward and of every teacher's; its `access` is the rung of the ladder."""
     needs_teacher: bool = True
     needs_labels: bool = False
     kinds: tuple[str, ...] = ("classification", "regression")

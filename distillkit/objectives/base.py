@@ -30,8 +30,16 @@ class Objective(ABC):
     """A pretraining task. Settings are keyword-only `__init__` arguments; nothing here knows of steps or optimizers."""
 
     @abstractmethod
-    def prepare(self, documents: Iterator[list[str]], tokenizer: PreTrainedTokenizerBase, folder: Path, *, max_length: int, seed: int) -> None:
-        """Tokenise documents (lists of sentences) once into memory-mapped arrays under `folder`."""
+    def prepare(
+        self,
+        documents: Iterator[list[str]],
+        tokenizer: PreTrainedTokenizerBase,
+        folder: Path,
+        *,
+        max_length: int,
+    ) -> None:
+        """Tokenise documents (lists of sentences) once into memory-mapped arrays under `folder`; remembers what it
+        needs of the tokenizer and of `max_length` there, so that `examples` and `collate` need only the folder."""
 
     @abstractmethod
     def examples(self, folder: Path, *, epoch: int, seed: int) -> Examples:
