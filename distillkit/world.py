@@ -1,0 +1,66 @@
+"""The processes of one run: who writes, and where all wait for each other.
+
+Started alone, a run is rank 0 of 1 and nothing here does anything. Started by torchrun (`distillkit run --gpus N`), the
+ranks share every forward and backward of training; rank 0 alone writes, exports and measures.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from distillkit.settings import RuntimeSettings
+
+PATIENCE = timedelta(hours=12)
+"""How long a rank waits for rank 0 to tokenise or evaluate; a rank that dies ends the others at once (torchrun)."""
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    size: int
+
+    @classmethod
+    def join(cls, runtime: RuntimeSettings) -> World:
+        """This process's place, from torchrun's environment; joins the process group where there are several."""
+        rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        if size > 1 and not dist.is_initialized():
+            on_gpu = runtime.device != "cpu" and torch.cuda.is_available()
+            if on_gpu:
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
+        return cls(rank, size)
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Return when every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def agree(self, ask: Callable[[], bool]) -> bool:
+        """What rank 0 answers, on every rank."""
+        if self.size == 1:
+            return ask()
+        answer = torch.tensor([int(ask()) if self.main else 0])
+        if dist.get_backend() == "nccl":
+            answer = answer.cuda()
+        dist.broadcast(answer, src=0)
+        return bool(answer.item())
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Rank 0 goes through the block before the others do (it fills a cache that they then read)."""
+        if not self.main:
+            self.wait()
+        yield
+        if self.main:
+            self.wait()
