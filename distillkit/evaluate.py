@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,20 +27,26 @@ from sklearn.metrics import (
 
 from distillkit.data.batching import Encoded, collate, sequential_batches
 from distillkit.errors import DataError, DivergedError, ModelError
-from distillkit.metrics import Measured, interval, resample_classes, resample_values, value_metrics
+from distillkit.metrics import (
+    METRICS,
+    Baseline,
+    Calibration,
+    ClassScore,
+    Measured,
+    ReliabilityBin,
+    interval,
+    resample_classes,
+    resample_values,
+    value_metrics,
+)
 from distillkit.settings import Labels
 from distillkit.types import Batch, Outputs
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 _CALIBRATION_BINS = 15
 
-
-@dataclass(frozen=True)
-class Baseline:
-    """The constant answer that the training rows suggest, and how it scores."""
-
-    answer: str
-    metrics: dict[str, float]
+DEFAULT_METRIC = {kind: names[0] for kind, names in METRICS.items()}
+"""The metric that chooses weights and leads the report where the recipe names none."""
 
 
 @dataclass(frozen=True)
@@ -49,36 +56,6 @@ class Verdict:
     passes: bool
     advantage: Measured
     sentence: str
-
-
-@dataclass(frozen=True)
-class ReliabilityBin:
-    """Rows whose highest probability lies in one of the equal-width bins; the last two fields are means."""
-
-    low: float
-    high: float
-    count: int
-    confidence: float
-    accuracy: float
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Expected calibration error and the bins it came from (empty bins are left out)."""
-
-    ece: float
-    bins: tuple[ReliabilityBin, ...]
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    """Precision, recall and F1 of one class; `support` counts its gold rows. Undefined ratios are 0."""
-
-    name: str
-    precision: float
-    recall: float
-    f1: float
-    support: int
 
 
 def predict(

@@ -52,6 +52,44 @@ class Measured:
     n: int
 
 
+@dataclass(frozen=True)
+class ClassScore:
+    """Precision, recall and F1 of one class; `support` counts its gold rows. Undefined ratios are 0."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Rows whose highest probability lies in one of the equal-width bins; the last two fields are means."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Expected calibration error and the bins it came from (empty bins are left out)."""
+
+    ece: float
+    bins: tuple[ReliabilityBin, ...]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The constant answer that the training rows suggest, and how it scores."""
+
+    answer: str
+    metrics: dict[str, float]
+
+
 def check_metric(kind: str, metric: str) -> None:
     """Refuse a metric that the task kind does not have.
 
@@ -181,7 +219,8 @@ def _correlation(weights_Rn: Floats, left_Rn: Floats, right_Rn: Floats) -> Float
     result = np.divide(
         covariance, np.sqrt(np.where(varies, variance, 1.0)), out=np.zeros_like(covariance), where=varies
     )
-    return np.clip(result, -1.0, 1.0)
+    clipped: Floats = np.clip(result, -1.0, 1.0)
+    return clipped
 
 
 def _row_dot(left_Rn: Floats, right_Rn: Floats) -> Floats:
@@ -197,9 +236,10 @@ def _ranker(values_n: Floats) -> Callable[[Floats], Floats]:
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
 
     def ranks(weights_Rn: Floats) -> Floats:
-        grouped = np.add.reduceat(weights_Rn[:, order], starts, axis=1)
+        grouped = np.add.reduceat(weights_Rn.take(order, axis=1), starts, axis=1)
         middle = np.cumsum(grouped, axis=1) - grouped / 2
         total_R1 = weights_Rn.sum(axis=1, keepdims=True)
-        return (2 * middle / total_R1 - 1)[:, group_n]
+        scaled: Floats = (2 * middle / total_R1 - 1).take(group_n, axis=1)
+        return scaled
 
     return ranks

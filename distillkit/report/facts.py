@@ -1,0 +1,207 @@
+"""All that the report, the model card and the comparison of runs show, as plain values in one JSON file.
+
+The pipeline fills a RunFacts; nothing else reaches the page. No torch here: `distillkit compare` reads
+facts only. What a run does not have is empty: an empty tuple or dict, or None where a whole part is
+missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from distillkit.errors import IntegrityError
+from distillkit.metrics import Baseline, Calibration, ClassScore, Measured
+
+FACTS_FILE = "facts.json"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value of the resolved config: the path of its field, the value, and where it came from."""
+
+    path: str
+    value: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """The task: rows by split, gold labels by split, the constant answer's score, and what the reader noted.
+
+    metric: the one that leads the report; measured_on: the split that every figure is measured on.
+    """
+
+    kind: Literal["classification", "regression"]
+    metric: str
+    measured_on: str
+    rows: dict[str, int]
+    baseline: Baseline
+    labels: tuple[str, ...] = ()
+    label_counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """One model: what it is, its sizes, and how well it answers.
+
+    source: the registered name it came from; sizes: the fields of its Spec; confusion: gold x predicted
+    counts.
+    """
+
+    source: str
+    sizes: dict[str, int]
+    parameters: int
+    metrics: dict[str, Measured]
+    per_class: tuple[ClassScore, ...] = ()
+    confusion: tuple[tuple[int, ...], ...] = ()
+    calibration: Calibration | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row where teacher and student answer differently; for regression the confidences are None."""
+
+    texts: tuple[str, ...]
+    gold: str
+    teacher: str
+    student: str
+    teacher_confidence: float | None = None
+    student_confidence: float | None = None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One logged step: the total, each term raw and weighted, and each term's share of the gradient."""
+
+    step: int
+    total: float
+    raw: dict[str, float] = field(default_factory=dict)
+    weighted: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
+    lr: float | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The training of one stage; `evaluations` holds (step, metric name -> value) on the validation rows."""
+
+    stage: str
+    points: tuple[Point, ...]
+    evaluations: tuple[tuple[int, dict[str, float]], ...] = ()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Latency of one batch x length, in milliseconds for a whole batch."""
+
+    batch: int
+    length: int
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    examples_per_s: float
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """A model in a runtime, measured. Unknown sizes are None; `status` is "ok" or says what went wrong."""
+
+    name: str
+    role: str
+    backend: str
+    provider: str
+    status: str = "ok"
+    size_bytes: int | None = None
+    parameters: int | None = None
+    flops: float | None = None
+    peak_memory_bytes: int | None = None
+    load_seconds: float | None = None
+    cells: tuple[Cell, ...] = ()
+    metrics: dict[str, Measured] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What one run asked for and what came out."""
+
+    __pydantic_config__ = ConfigDict(ser_json_inf_nan="strings", extra="forbid")
+
+    name: str
+    task: TaskFacts
+    teacher: ModelFacts
+    student: ModelFacts
+    difference: dict[str, Measured] = field(default_factory=dict)
+    """Student minus teacher on the same rows, with paired intervals."""
+    agreement: dict[str, float] = field(default_factory=dict)
+    examples: tuple[Example, ...] = ()
+    losses: dict[str, str] = field(default_factory=dict)
+    """Loss name -> what it is, in words (`0.7 x logits, temperature 4`)."""
+    curves: tuple[Curve, ...] = ()
+    bench: tuple[BenchRow, ...] = ()
+    parity: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
+    """Stage -> seconds."""
+    settings: tuple[Setting, ...] = ()
+    config: str = ""
+    """The resolved config as YAML, as it lies in the run."""
+    command: str = "distillkit run config.yaml"
+    notes: tuple[str, ...] = ()
+    version: int = 1
+
+
+_ADAPTER = TypeAdapter(RunFacts)
+
+
+def save_facts(facts: RunFacts, path: Path) -> None:
+    """Write the facts as JSON."""
+    path.write_bytes(_ADAPTER.dump_json(facts, indent=1))
+
+
+def load_facts(path: Path) -> RunFacts:
+    """Read what `save_facts` wrote; raises IntegrityError (8) where the file is damaged or of another version."""
+    try:
+        return _ADAPTER.validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise IntegrityError(
+            f"not the facts of a run: {'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}",
+            where=path.name,
+            hint="write the report of that run again: distillkit report RUN",
+        ) from error
+
+
+def flat_settings(config: Mapping[str, Any], origins: Mapping[str, str]) -> tuple[Setting, ...]:
+    """Every leaf of a resolved config, in its order: `distill.losses.kd.weight`, its value as JSON, its origin.
+
+    origins: field path -> where the value came from; a leaf without its own origin takes its nearest
+    parent's.
+    """
+    return tuple(
+        Setting(path=path, value=json.dumps(value, ensure_ascii=False), origin=_origin(path, origins))
+        for path, value in _leaves(config, "")
+    )
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple) and any(isinstance(inner, Mapping) for inner in value):
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, f"{path}[{index}]")
+    else:
+        yield path, value
+
+
+def _origin(path: str, origins: Mapping[str, str]) -> str:
+    while path and path not in origins:
+        path = path[: max(path.rfind("."), path.rfind("["), 0)]
+    return origins.get(path, "default")
