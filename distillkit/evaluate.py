@@ -91,8 +91,13 @@ def score(
     gold: `[n]` class ids or targets; logits: `[n, V]`. Raises DivergedError where a logit is not finite,
     ModelError where the shape does not fit the labels, DataError where there are no rows.
     """
-    values, resampled = _scored(labels, gold, [logits], seed, resamples)
-    return {name: interval(values[0][name], resampled[name][0], len(gold)) for name in values[0]}
+    (plain,), resampled = _scored(labels, gold, [logits], seed, resamples)
+    return {name: interval(plain[name], resampled[name][0], len(gold)) for name in plain}
+
+
+def values(labels: Labels, gold: Array, logits: Array) -> dict[str, float]:
+    """The task's metrics by name, without intervals. Errors as in `score`."""
+    return _values(labels, gold, [logits])[0]
 
 
 def compare_scores(
@@ -112,10 +117,10 @@ def compare_scores(
 def majority(labels: Labels, train_gold: Array, gold: Array) -> Baseline:
     """The most frequent training class (ties: the first), or the mean training target, scored on `gold`."""
     constant = _constant_logits(labels, train_gold, len(gold))
-    values, _ = _scored(labels, gold, [constant], seed=0, resamples=1)
+    metrics = values(labels, gold, constant)
     if labels.kind == "classification":
-        return Baseline(answer=labels.names[int(constant[0].argmax())], metrics=values[0])
-    return Baseline(answer=f"{float(constant[0, 0]):.4g}", metrics=values[0])
+        return Baseline(answer=labels.names[int(constant[0].argmax())], metrics=metrics)
+    return Baseline(answer=f"{float(constant[0, 0]):.4g}", metrics=metrics)
 
 
 def better_than_majority(
@@ -133,10 +138,9 @@ def better_than_majority(
     else:
         name, (model, plain) = "mse", (constant, logits)
     advantage = compare_scores(labels, gold, model, plain, seed=seed, resamples=resamples)[name]
-    values, _ = _scored(labels, gold, [logits, constant], seed=0, resamples=1)
-    passes = advantage.low > 0
+    scores, passes = _values(labels, gold, [logits, constant]), advantage.low > 0
     sentence = (
-        f"{name} {values[0][name]:.4f} against {values[1][name]:.4f} of the constant answer "
+        f"{name} {scores[0][name]:.4f} against {scores[1][name]:.4f} of the constant answer "
         f"on {len(gold)} rows: {'better' if passes else 'no better'}"
         f" beyond noise (95 % interval of the advantage {advantage.low:+.4f} to {advantage.high:+.4f})"
     )
@@ -153,7 +157,7 @@ def agreement(labels: Labels, teacher: Array, student: Array) -> dict[str, float
     _check(labels, teacher, len(student))
     _check(labels, student, len(teacher))
     if labels.kind == "regression":
-        left, right = (side[:, 0].astype(np.float64) for side in (teacher, student))
+        left, right = _targets(teacher), _targets(student)
         pearson = value_metrics(left, right)(np.ones((1, len(left))))["pearson"]
         return {"pearson": float(pearson[0]), "mean_abs_difference": float(np.abs(left - right).mean())}
     first, second = teacher.argmax(axis=1), student.argmax(axis=1)
@@ -171,13 +175,24 @@ def disagreements(labels: Labels, teacher: Array, student: Array, *, limit: int)
     difference.
     """
     if labels.kind == "regression":
-        strength = np.abs(teacher[:, 0].astype(np.float64) - student[:, 0])
+        strength = np.abs(_targets(teacher) - _targets(student))
     else:
         differs = teacher.argmax(axis=1) != student.argmax(axis=1)
         strength = np.where(differs, _kl(teacher, student) + np.finfo(np.float64).tiny, 0.0)
     order = np.argsort(-strength, kind="stable")[:limit]
     rows: NDArray[np.int64] = order[strength[order] > 0]
     return rows
+
+
+def outcomes(gold: Array, teacher: Array, student: Array) -> dict[str, int]:
+    """Rows that both models get right, one of them, or neither."""
+    taught, learned = teacher.argmax(axis=1) == gold, student.argmax(axis=1) == gold
+    return {
+        "both right": int((taught & learned).sum()),
+        "only the teacher right": int((taught & ~learned).sum()),
+        "only the student right": int((~taught & learned).sum()),
+        "both wrong": int((~taught & ~learned).sum()),
+    }
 
 
 def probabilities(logits: Array) -> NDArray[np.float64]:
@@ -234,23 +249,32 @@ def _scored(
     labels: Labels, gold: Array, answers: list[Array], seed: int, resamples: int
 ) -> tuple[list[dict[str, float]], dict[str, NDArray[np.float64]]]:
     """Metrics of each model, and their resamples `[M, R]` by name."""
+    plain = _values(labels, gold, answers)
+    if labels.kind == "regression":
+        series = np.stack([_targets(logits) for logits in answers])
+        return plain, resample_values(gold.astype(np.float64), series, seed=seed, resamples=resamples)
+    predicted = np.stack([logits.argmax(axis=1) for logits in answers])
+    ids = gold.astype(np.int64)
+    return plain, resample_classes(ids, predicted, labels.num_labels, seed=seed, resamples=resamples)
+
+
+def _values(labels: Labels, gold: Array, answers: list[Array]) -> list[dict[str, float]]:
     for logits in answers:
         _check(labels, logits, len(gold))
     if labels.kind == "regression":
-        targets = gold.astype(np.float64)
-        series = np.stack([logits[:, 0].astype(np.float64) for logits in answers])
-        ones = np.ones((1, len(targets)))
-        plain = [
-            {name: float(value[0]) for name, value in value_metrics(targets, one)(ones).items()}
-            for one in series
+        targets, ones = gold.astype(np.float64), np.ones((1, len(gold)))
+        return [
+            {name: float(value[0]) for name, value in value_metrics(targets, _targets(logits))(ones).items()}
+            for logits in answers
         ]
-        return plain, resample_values(targets, series, seed=seed, resamples=resamples)
     ids = gold.astype(np.int64)
     if ids.min() < 0 or ids.max() >= labels.num_labels:
         raise DataError(f"class ids {ids.min()} to {ids.max()} do not fit the {labels.num_labels} labels")
-    predicted = np.stack([logits.argmax(axis=1) for logits in answers])
-    resampled = resample_classes(ids, predicted, labels.num_labels, seed=seed, resamples=resamples)
-    return [_class_scores(ids, row) for row in predicted], resampled
+    return [_class_scores(ids, logits.argmax(axis=1)) for logits in answers]
+
+
+def _targets(logits: Array) -> NDArray[np.float64]:
+    return logits[:, 0].astype(np.float64)
 
 
 def _class_scores(gold: NDArray[np.int64], predicted: NDArray[np.int64]) -> dict[str, float]:

@@ -140,6 +140,8 @@ class RunFacts:
     difference: dict[str, Measured] = field(default_factory=dict)
     """Student minus teacher on the same rows, with paired intervals."""
     agreement: dict[str, float] = field(default_factory=dict)
+    outcomes: dict[str, int] = field(default_factory=dict)
+    """Rows that both models get right, one of them, or neither."""
     examples: tuple[Example, ...] = ()
     losses: dict[str, str] = field(default_factory=dict)
     """Loss name -> what it is, in words (`0.7 x logits, temperature 4`)."""
@@ -166,7 +168,7 @@ def save_facts(facts: RunFacts, path: Path) -> None:
 
 
 def load_facts(path: Path) -> RunFacts:
-    """Read what `save_facts` wrote; raises IntegrityError (8) where the file is damaged or of another version."""
+    """Read what `save_facts` wrote; IntegrityError (8): damaged, or of another version."""
     try:
         return _ADAPTER.validate_json(path.read_bytes())
     except ValidationError as error:
@@ -179,7 +181,7 @@ def load_facts(path: Path) -> RunFacts:
 
 
 def flat_settings(config: Mapping[str, Any], origins: Mapping[str, str]) -> tuple[Setting, ...]:
-    """Every leaf of a resolved config, in its order: `distill.losses.kd.weight`, its value as JSON, its origin.
+    """Every leaf of a resolved config, in its order: `distill.losses.kd.weight`, its JSON, its origin.
 
     origins: field path -> where the value came from; a leaf without its own origin takes its nearest
     parent's.

@@ -1,0 +1,205 @@
+"""What a run comes to, in sentences: the result, and what a reader should know before believing it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distillkit.metrics import LOWER_IS_BETTER
+from distillkit.report import text
+from distillkit.report.facts import BenchRow, Cell, ModelFacts, RunFacts
+
+_USUAL_LENGTH = 64
+_SAME_SPEED = 1.05
+_FEW_ROWS = 500
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Teacher and student in the same runtime, at the batch x length that the report leads with."""
+
+    teacher: BenchRow
+    student: BenchRow
+    teacher_cell: Cell
+    student_cell: Cell
+
+    @property
+    def place(self) -> str:
+        """`batch 1, length 64 in ONNX Runtime on CPU`."""
+        cell, row = self.student_cell, self.student
+        where = f"{text.backend(row.backend)} on {text.provider(row.provider)}"
+        return f"batch {cell.batch}, length {cell.length} in {where}"
+
+    @property
+    def speedup(self) -> float:
+        return self.teacher_cell.p50_ms / self.student_cell.p50_ms
+
+
+def reference_pair(facts: RunFacts) -> Pair | None:
+    """The pair to lead with: ONNX Runtime where both ran there, the smallest batch, the length nearest 64."""
+    for backend in ("onnxruntime", "pytorch"):
+        teacher, student = find_row(facts, "teacher", backend), find_row(facts, "student", backend)
+        if teacher is None or student is None:
+            continue
+        cells = {(cell.batch, cell.length): cell for cell in teacher.cells}
+        shared = [cell for cell in student.cells if (cell.batch, cell.length) in cells]
+        if shared:
+            best = min(shared, key=lambda cell: (cell.batch, abs(cell.length - _USUAL_LENGTH), cell.length))
+            return Pair(teacher, student, cells[best.batch, best.length], best)
+    return None
+
+
+def find_row(facts: RunFacts, role: str, backend: str) -> BenchRow | None:
+    """The measured artifact of a role in a runtime; None where there is none or it failed."""
+    rows = (row for row in facts.bench if (row.role, row.backend, row.status) == (role, backend, "ok"))
+    return next(rows, None)
+
+
+def same_row(row: BenchRow, batch: int, length: int) -> Cell | None:
+    """The row's cell at a batch x length."""
+    return next((cell for cell in row.cells if (cell.batch, cell.length) == (batch, length)), None)
+
+
+def headline(facts: RunFacts) -> str:
+    """The result in one sentence."""
+    clauses = [_quality(facts), _smaller(facts), _faster(facts)]
+    said = [clause for clause in clauses if clause]
+    if len(said) == 3 and said[1].startswith("has "):
+        said[2] = f"is {said[2]}"
+    if len(said) == 1:
+        return said[0] + "."
+    return ", ".join(said[:-1]) + " and " + said[-1] + "."
+
+
+def certainty(facts: RunFacts) -> str:
+    """Whether the difference in the leading metric is more than chance; empty where it was not measured."""
+    name = facts.task.metric
+    difference = facts.difference.get(name)
+    if difference is None:
+        return ""
+    spread = (
+        f"{text.signed(difference.value)}, 95 % interval {text.signed(difference.low)}"
+        f" to {text.signed(difference.high)}, {difference.n:,} {facts.task.measured_on} rows"
+    )
+    if difference.low <= 0 <= difference.high:
+        return f"The rows do not tell the two apart in {text.metric(name)} ({spread})."
+    return f"The difference in {text.metric(name)} is more than chance ({spread})."
+
+
+def warnings(facts: RunFacts) -> tuple[str, ...]:
+    """What makes the result bad or doubtful, the worst first."""
+    found = [
+        _weak("student", facts.student, facts),
+        _weak("teacher", facts.teacher, facts),
+        *(f"{row.name} could not be measured: {row.status}" for row in facts.bench if row.status != "ok"),
+        _artifact_differs(facts),
+        _slower_artifact(facts),
+        _optimistic(facts),
+        _few_rows(facts),
+    ]
+    return tuple(sentence for sentence in found if sentence)
+
+
+def kept(facts: RunFacts) -> float | None:
+    """Share of the teacher's leading metric that the student keeps; None where a ratio says nothing."""
+    name = facts.task.metric
+    teacher, student = facts.teacher.metrics[name].value, facts.student.metrics[name].value
+    if name in LOWER_IS_BETTER or teacher <= 0:
+        return None
+    return student / teacher
+
+
+def _quality(facts: RunFacts) -> str:
+    name = facts.task.metric
+    teacher, student = facts.teacher.metrics[name].value, facts.student.metrics[name].value
+    figures = f"{text.score(student)} vs {text.score(teacher)}"
+    share = kept(facts)
+    if _weak("student", facts.student, facts):
+        return f"The student has not learned the task ({text.metric(name)} {figures} of the teacher)"
+    if share is None:
+        return f"The student scores {figures} of the teacher in {text.metric(name)}"
+    if student > teacher:
+        return f"The student is above its teacher in {text.metric(name)} ({figures})"
+    return f"The student keeps {text.percent(share)} of the teacher's {text.metric(name)} ({figures})"
+
+
+def _smaller(facts: RunFacts) -> str:
+    pair = reference_pair(facts)
+    if pair is not None and pair.teacher.size_bytes and pair.student.size_bytes:
+        ratio = pair.teacher.size_bytes / pair.student.size_bytes
+        return f"is {ratio:.1f}× smaller" if ratio >= 1 else f"is {1 / ratio:.1f}× larger"
+    ratio = facts.teacher.parameters / facts.student.parameters
+    return f"has {ratio:.1f}× fewer parameters" if ratio >= 1 else f"has {1 / ratio:.1f}× more parameters"
+
+
+def _faster(facts: RunFacts) -> str:
+    pair = reference_pair(facts)
+    if pair is None:
+        return ""
+    ratio = pair.speedup
+    if 1 / _SAME_SPEED < ratio < _SAME_SPEED:
+        return f"as fast as the teacher at {pair.place}"
+    return f"{ratio:.1f}× faster at {pair.place}" if ratio > 1 else f"{1 / ratio:.1f}× slower at {pair.place}"
+
+
+def _weak(role: str, model: ModelFacts, facts: RunFacts) -> str:
+    """A sentence where the model is not beyond noise better than a constant answer."""
+    if facts.task.kind == "regression":
+        measured, plain, name = model.metrics["pearson"], 0.0, "pearson"
+    else:
+        measured, plain, name = (
+            model.metrics["accuracy"],
+            facts.task.baseline.metrics["accuracy"],
+            "accuracy",
+        )
+    if measured.low > plain:
+        return ""
+    return (
+        f"The {role} is no better than always answering “{facts.task.baseline.answer}” beyond noise: "
+        f"{text.metric(name)} {text.score(measured.value)} "
+        f"({text.score(measured.low)} to {text.score(measured.high)}) against {text.score(plain)}."
+    )
+
+
+def _artifact_differs(facts: RunFacts) -> str:
+    row = find_row(facts, "student", "onnxruntime")
+    name = facts.task.metric
+    if row is None or name not in row.metrics:
+        return ""
+    artifact, model = row.metrics[name].value, facts.student.metrics[name].value
+    if abs(artifact - model) < 5e-4:
+        return ""
+    return (
+        f"The exported student scores {text.score(artifact)} in {text.metric(name)}, "
+        f"the model in PyTorch {text.score(model)}."
+    )
+
+
+def _slower_artifact(facts: RunFacts) -> str:
+    exported, plain = (find_row(facts, "student", backend) for backend in ("onnxruntime", "pytorch"))
+    pair = reference_pair(facts)
+    if pair is None or exported is None or plain is None:
+        return ""
+    cell = pair.student_cell
+    left, right = (same_row(row, cell.batch, cell.length) for row in (exported, plain))
+    if left is None or right is None or left.p50_ms <= right.p50_ms * _SAME_SPEED:
+        return ""
+    return (
+        f"The exported student is slower than PyTorch at batch {cell.batch}, length {cell.length}: "
+        f"{text.milliseconds(left.p50_ms)} against {text.milliseconds(right.p50_ms)}."
+    )
+
+
+def _optimistic(facts: RunFacts) -> str:
+    if facts.task.measured_on == "test":
+        return ""
+    return (
+        f"There is no test split: the figures are measured on the {facts.task.measured_on} rows, "
+        "which may also have chosen the weights, and are a little optimistic."
+    )
+
+
+def _few_rows(facts: RunFacts) -> str:
+    rows = facts.student.metrics[facts.task.metric].n
+    if rows >= _FEW_ROWS:
+        return ""
+    return f"Only {rows} rows were measured: read the intervals, not the third decimal."

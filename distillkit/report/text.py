@@ -1,0 +1,127 @@
+"""Text and numbers as a reader sees them: untrusted text made visible and harmless, figures with units.
+
+Texts, labels and names come from data files. Escaping for HTML is the templates' part (autoescape); here
+control and bidirectional characters become visible, and the places that tell who ran it become `~`.
+"""
+
+from __future__ import annotations
+
+import re
+
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "mcc": "Matthews correlation",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "mse": "mean squared error",
+}
+BACKEND_NAMES = {"onnxruntime": "ONNX Runtime", "pytorch": "PyTorch"}
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_INVISIBLE = re.compile("[\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+_HOME = re.compile(r"(?:/home/|/Users/|[A-Za-z]:\\+Users\\+)[^/\\\s\"']+|/root(?![\w.-])")
+_SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def clean(text: str) -> str:
+    """The text on one line with control, bidirectional and zero-width characters shown as what they are."""
+    flat = text.replace("\r\n", " ").replace("\n", " ").replace("\t", " ")
+    return _INVISIBLE.sub(_code_point, _CONTROL.sub(_picture, flat))
+
+
+def redact(text: str) -> str:
+    """Home folders (`/home/name`, `/Users/name`, `C:\\Users\\name`, `/root`) become `~`."""
+    return _HOME.sub("~", text)
+
+
+def shorten(text: str, limit: int) -> str:
+    """At most `limit` characters, cut with an ellipsis."""
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def count(value: float | None) -> str:
+    """`1234` as `1,234`, from a million on as `4.39 M`; an unknown value as a dash."""
+    if value is None:
+        return "–"
+    if abs(value) < 1e6:
+        return f"{value:,.0f}"
+    return scaled(value)
+
+
+def scaled(value: float | None) -> str:
+    """Three digits and a decimal prefix: `4.39 M`, `1.2 G`."""
+    if value is None:
+        return "–"
+    for factor, prefix in _SCALES:
+        if abs(value) >= factor:
+            return f"{value / factor:.3g} {prefix}" if abs(value) < 999.5 * factor else f"{value:.3g}"
+    return f"{value:.3g}"
+
+
+def size(value: float | None) -> str:
+    """Bytes in decimal units: `17.6 MB`."""
+    if value is None:
+        return "–"
+    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= factor:
+            return f"{value / factor:.1f} {unit}"
+    return f"{value:.0f} B"
+
+
+def milliseconds(value: float | None) -> str:
+    """`0.42 ms`, `12.3 ms`, `1.25 s`."""
+    if value is None:
+        return "–"
+    if value >= 1000:
+        return f"{value / 1000:.2f} s"
+    return f"{value:.2f} ms" if value < 10 else f"{value:.1f} ms"
+
+
+def duration(seconds: float) -> str:
+    """`8.2 s`, `3 min 20 s`, `2 h 05 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def score(value: float) -> str:
+    """A metric with three decimals, and a real minus sign."""
+    return f"{value:.3f}".replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """A difference with three decimals and its sign; zero carries none."""
+    text = f"{value:+.3f}"
+    return "0.000" if float(text) == 0 else text.replace("-", "−")
+
+
+def provider(name: str) -> str:
+    """`CPUExecutionProvider` as `CPU`."""
+    return name.removesuffix("ExecutionProvider").upper() if name else "–"
+
+
+def metric(name: str) -> str:
+    return METRIC_NAMES.get(name, name)
+
+
+def backend(name: str) -> str:
+    return BACKEND_NAMES.get(name, name)
+
+
+def _picture(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "\u2421" if code == 0x7F else _code_point(match)
+
+
+def _code_point(match: re.Match[str]) -> str:
+    return f"⟨U+{ord(match.group()):04X}⟩"
