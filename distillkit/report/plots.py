@@ -298,7 +298,7 @@ def _svg(title: str, inches: tuple[float, float], draw: Callable[[Figure], None]
 
 
 def _for_page(svg: str, title: str) -> str:
-    """The bare <svg> element: no prologue, metadata, style or fixed size; short numbers, the page's colours."""
+    """The bare <svg> element: no prologue, metadata, style or fixed size; page colours."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>", "", body, flags=re.DOTALL)
     body = re.sub(r' id="[\w.]+_\d+"|^ +', "", body, flags=re.MULTILINE)
