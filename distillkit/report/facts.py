@@ -43,6 +43,7 @@ class TaskFacts:
     rows: dict[str, int]
     baseline: Baseline
     labels: tuple[str, ...] = ()
+    max_length: int = 128
     label_counts: dict[str, dict[str, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

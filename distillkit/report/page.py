@@ -98,7 +98,7 @@ def _tiles(facts: RunFacts) -> list[tuple[str, str]]:
     tiles = []
     share = summary.kept(facts)
     if share is not None:
-        tiles.append((text.percent(share), f"of the teacher's {text.metric(facts.task.metric)}"))
+        tiles.append((text.percent(share), f"of the teacher’s {text.metric(facts.task.metric)}"))
     pair = summary.reference_pair(facts)
     fewer = facts.teacher.parameters / facts.student.parameters
     tiles.append((f"{fewer:.1f}×", "fewer parameters"))

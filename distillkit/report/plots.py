@@ -98,22 +98,22 @@ def training(curve: Curve) -> Markup:
     """The losses of one stage: each term raw, weighted, its share of the gradient; the evaluations."""
     points = thin(curve.points, _POINTS_PER_LINE)
     panels = _training_panels(points, curve)
+    terms = list(dict.fromkeys(name for point in points for name in point.raw))
 
     def draw(figure: Figure) -> None:
         for index, (title, series) in enumerate(panels):
             axes = figure.add_subplot(1, len(panels), index + 1)
-            axes.set_title(title)
-            axes.set_xlabel("step")
+            axes.set(title=title, xlabel="step")
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-            for place, (name, (steps, values)) in enumerate(series.items()):
-                style = _line_style(name, place)
-                axes.plot(steps, values, label=text.shorten(text.clean(name), 24), **style)
+            order = terms if set(terms) & set(series) else list(series)
+            for name, (steps, values) in series.items():
+                axes.plot(steps, values, label=text.shorten(text.clean(name), 24), **_line_style(name, order))
             if title == _SHARES:
                 axes.set_ylim(0, 1)
                 axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             axes.legend(fontsize=8, loc="best", labelcolor=_MUTED, handlelength=1.8)
 
-    return _svg(f"Training of {curve.stage}", (3.1 * max(len(panels), 2), 2.6), draw)
+    return _svg(f"Training of {curve.stage}", (2.55 * max(len(panels), 2), 2.4), draw)
 
 
 _Series = dict[str, tuple[list[int], list[float]]]
@@ -145,9 +145,11 @@ def _series(records: Sequence[tuple[int, Mapping[str, float]]]) -> _Series:
     return lines
 
 
-def _line_style(name: str, place: int) -> dict[str, Any]:
-    if name == "total":
+def _line_style(name: str, order: Sequence[str]) -> dict[str, Any]:
+    """A term keeps its colour and dash in every panel; the total, which is no term, is drawn in ink."""
+    if name not in order:
         return {"color": _INK, "linewidth": 1.2, "linestyle": "-"}
+    place = order.index(name)
     return {"color": PALETTE[place % len(PALETTE)], "linestyle": _DASHES[place % len(_DASHES)]}
 
 
@@ -205,16 +207,9 @@ def trade_off(rows: Sequence[BenchRow], metric: str, batch: int, length: int) ->
             color, area = _role_color(row.role), 40 + 560 * (row.size_bytes or 0) / largest
             axes.plot([cell.p50_ms] * 2, [measured.low, measured.high], color=color, linewidth=1.4)
             axes.scatter([cell.p50_ms], [measured.value], s=area, marker=_mark(row), color=color, alpha=0.8)
-            axes.annotate(
-                f"{row.role}, {text.backend(row.backend)}",
-                (cell.p50_ms, measured.value),
-                xytext=(0, 6 + (area / 3.14) ** 0.5),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8.5,
-            )
         _log_axis(axes.set_xscale, axes.xaxis)
-        axes.margins(x=0.25, y=0.2)
+        axes.margins(x=0.2, y=0.15)
+        axes.legend(handles=_handles(rows), ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
         axes.set(xlabel=f"p50 latency in ms, batch {batch}, length {length}", ylabel=text.metric(metric))
 
     return _svg("Size, latency and quality", (6.2, 3.8), draw)
@@ -239,10 +234,7 @@ def latency(rows: Sequence[BenchRow]) -> Markup:
             axes.set_ylabel("p50 latency in ms" if index == 0 else "")
             axes.set_xticks(sorted({cell.length for row in rows for cell in row.cells}))
             _log_axis(axes.set_yscale, axes.yaxis)
-        labels = [
-            (f"{row.role}, {text.backend(row.backend)}", _role_color(row.role), _dash(row)) for row in rows
-        ]
-        figure.legend(handles=_handles(labels), ncols=min(len(labels), 4), loc="outside upper left")
+        figure.legend(handles=_handles(rows), ncols=min(len(rows), 4), loc="outside upper left")
 
     return _svg("Latency by length", (3.0 * max(len(batches), 2), 3.2), draw)
 
@@ -270,17 +262,26 @@ def _log_axis(set_scale: Callable[[str], object], axis: Axis) -> None:
 
 def _key(axes: Axes, entries: Sequence[tuple[str, str, str]]) -> None:
     """A legend above the axes: what each colour and dash stands for."""
+    handles = [Line2D([], [], color=color, linestyle=dash, label=label) for label, color, dash in entries]
     axes.legend(
-        handles=_handles(entries),
-        ncols=len(entries),
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        borderaxespad=0.2,
+        handles=handles, ncols=len(entries), loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2
     )
 
 
-def _handles(entries: Sequence[tuple[str, str, str]]) -> list[Line2D]:
-    return [Line2D([], [], color=color, linestyle=dash, label=label) for label, color, dash in entries]
+def _handles(rows: Sequence[BenchRow]) -> list[Line2D]:
+    """Legend entries of measured artifacts: colour is the model, shape and dash the runtime."""
+    return [
+        Line2D(
+            [],
+            [],
+            color=_role_color(row.role),
+            linestyle=_dash(row),
+            marker=_mark(row),
+            markersize=5,
+            label=f"{row.role}, {text.backend(row.backend)}",
+        )
+        for row in rows
+    ]
 
 
 def _svg(title: str, inches: tuple[float, float], draw: Callable[[Figure], None]) -> Markup:
@@ -303,7 +304,7 @@ def _for_page(svg: str, title: str) -> str:
     body = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>", "", body, flags=re.DOTALL)
     body = re.sub(r' id="[\w.]+_\d+"|^ +', "", body, flags=re.MULTILINE)
     body = re.sub(r' xmlns(:\w+)?="[^"]*"| version="1.1"', "", body, count=3)
-    body = re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", body, count=1)
+    body = re.sub(r' width="([\d.]+)pt" height="[\d.]+pt"', r' style="max-width: \1pt"', body, count=1)
     body = re.sub(r"(\d+\.\d{2})\d+", r"\1", body)
     body = re.sub(r' transform="rotate\(-0 [^"]*"|; font-family: [^;"]*', "", body)
     for color, variable in _VARIABLES.items():

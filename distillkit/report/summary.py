@@ -100,7 +100,7 @@ def warnings(facts: RunFacts) -> tuple[str, ...]:
 
 
 def kept(facts: RunFacts) -> float | None:
-    """Share of the teacher's leading metric that the student keeps; None where a ratio says nothing."""
+    """Share of the teacher’s leading metric that the student keeps; None where a ratio says nothing."""
     name = facts.task.metric
     teacher, student = facts.teacher.metrics[name].value, facts.student.metrics[name].value
     if name in LOWER_IS_BETTER or teacher <= 0:
@@ -119,7 +119,7 @@ def _quality(facts: RunFacts) -> str:
         return f"The student scores {figures} of the teacher in {text.metric(name)}"
     if student > teacher:
         return f"The student is above its teacher in {text.metric(name)} ({figures})"
-    return f"The student keeps {text.percent(share)} of the teacher's {text.metric(name)} ({figures})"
+    return f"The student keeps {text.percent(share)} of the teacher’s {text.metric(name)} ({figures})"
 
 
 def _smaller(facts: RunFacts) -> str:

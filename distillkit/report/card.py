@@ -1,0 +1,85 @@
+"""The model card: README.md of the student's folder, with Hugging Face front matter and no text of the data.
+
+Everything printed is escaped for Markdown and HTML; the front matter is written by huggingface_hub, which
+quotes it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment
+from markupsafe import Markup
+
+from distillkit.report import summary, tables, text
+from distillkit.report.facts import RunFacts
+from distillkit.report.page import environment
+
+_SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\`*_[]|~$#"})
+_METRIC_TYPES = {
+    "accuracy": "accuracy",
+    "macro_f1": "f1",
+    "mcc": "matthews_correlation",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+    "mse": "mse",
+}
+
+
+def write_model_card(facts: RunFacts, path: Path) -> None:
+    """Write the card of the student to `path` (README.md beside its weights, or beside its ONNX file)."""
+    path.write_text(render_card(facts), encoding="utf-8")
+
+
+def render_card(facts: RunFacts) -> str:
+    """The card as text: YAML front matter, then Markdown."""
+    body = (
+        _environment()
+        .get_template("card.md")
+        .render(
+            facts=facts,
+            headline=summary.headline(facts),
+            certainty=summary.certainty(facts),
+            warnings=summary.warnings(facts),
+            comparison=tables.comparison(facts),
+        )
+    )
+    card: str = str(ModelCard(f"---\n{_front_matter(facts).to_yaml()}\n---\n\n{body}"))
+    return card
+
+
+def _front_matter(facts: RunFacts) -> ModelCardData:
+    """Metadata that the hub reads; results carry the split that they were measured on."""
+    kind = facts.task.kind
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        tags=["distillkit", "knowledge-distillation", "onnx", kind],
+        model_name=text.clean(facts.name),
+        eval_results=[
+            EvalResult(
+                task_type="text-classification",
+                task_name=f"text {kind}",
+                dataset_type=text.clean(facts.name),
+                dataset_name=text.clean(facts.name),
+                dataset_split=facts.task.measured_on,
+                metric_type=_METRIC_TYPES.get(name, name),
+                metric_name=name,
+                metric_value=round(measured.value, 4),
+            )
+            for name, measured in facts.student.metrics.items()
+        ],
+    )
+
+
+def _environment() -> Environment:
+    return environment().overlay(finalize=_shown)
+
+
+def _shown(value: Any) -> Any:
+    """What the card prints: text on one line, without home folders, its Markdown made literal."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return text.redact(text.clean(value)).translate(_SPECIAL)

@@ -1,0 +1,164 @@
+"""Several runs side by side: the settings that differ, quality, size and latency, from the facts of each run's report.
+
+Reads facts only: no torch, no model, no data. A terminal, a spreadsheet and a page are three renderings
+of one table.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from distillkit.errors import ConfigError
+from distillkit.report import summary, tables, text
+from distillkit.report.facts import FACTS_FILE, RunFacts, load_facts
+from distillkit.report.page import environment
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One measure or setting, a value per run; `same` where every run has the same."""
+
+    name: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs (columns) against lines: results first, then the settings in which they differ."""
+
+    runs: tuple[str, ...]
+    results: tuple[Line, ...]
+    settings: tuple[Line, ...]
+
+    def table(self) -> Table:
+        """For a terminal: control characters are shown, markup in names is text."""
+        shown = Table(highlight=False)
+        shown.add_column("")
+        for run in self.runs:
+            shown.add_column(_plain(run), justify="right")
+        for line in self.results:
+            shown.add_row(_plain(line.name), *map(_plain, line.values))
+        if self.settings:
+            shown.add_section()
+        for line in self.settings:
+            shown.add_row(_plain(line.name), *map(_plain, line.values))
+        return shown
+
+    def csv(self) -> str:
+        """For a spreadsheet: cells that it would take for a formula begin with an apostrophe."""
+        sink = io.StringIO()
+        writer = csv.writer(sink, lineterminator="\n")
+        writer.writerow(["", *map(_inert, self.runs)])
+        for line in (*self.results, *self.settings):
+            writer.writerow([_inert(line.name), *map(_inert, line.values)])
+        return sink.getvalue()
+
+    def html(self) -> str:
+        """One self-contained offline page."""
+        return environment().get_template("compare.html").render(comparison=self)
+
+
+def compare(runs: Sequence[Path]) -> Comparison:
+    """Read the facts of each run (its folder, its `report/` folder or the file itself) and lay them side by side.
+
+    Raises ConfigError where a run has no report yet or there are fewer than two runs, IntegrityError
+    where its facts are damaged.
+    """
+    if len(runs) < 2:
+        raise ConfigError(f"{len(runs)} run given", hint="compare needs at least two run folders")
+    facts = [load_facts(_facts_file(run)) for run in runs]
+    return Comparison(
+        runs=_distinct([one.name for one in facts], runs),
+        results=_results(facts),
+        settings=_differing_settings(facts),
+    )
+
+
+def _facts_file(run: Path) -> Path:
+    tried = (run, run / FACTS_FILE, run / "report" / FACTS_FILE)
+    for path in tried:
+        if path.is_file():
+            return path
+    raise ConfigError(
+        "this run has no report yet" if run.is_dir() else "there is no such run",
+        where=str(run),
+        hint=f"expected {Path('report') / FACTS_FILE} in it: distillkit report RUN writes it",
+    )
+
+
+def _distinct(names: list[str], runs: Sequence[Path]) -> tuple[str, ...]:
+    """The runs' names; folder names where two runs share a name."""
+    if len(set(names)) == len(names):
+        return tuple(names)
+    return tuple(f"{name} ({run.name})" for name, run in zip(names, runs, strict=True))
+
+
+def _results(facts: Sequence[RunFacts]) -> tuple[Line, ...]:
+    names = dict.fromkeys(name for one in facts for name in one.student.metrics)
+    kept = [(f"student {text.metric(name)}", _metric("student", name)) for name in names]
+    taught = [(f"teacher {text.metric(name)}", _metric("teacher", name)) for name in names]
+    pairs = [summary.reference_pair(one) for one in facts]
+    lines = [
+        _line(name, [read(one) for one in facts])
+        for name, read in (
+            *kept,
+            *taught,
+            ("rows measured", _rows),
+            ("same answers", _same),
+            ("student parameters", lambda one: text.count(one.student.parameters)),
+            ("teacher parameters", lambda one: text.count(one.teacher.parameters)),
+        )
+    ]
+    costs: tuple[tuple[str, Callable[[summary.Pair], str]], ...] = (
+        ("student on disk", lambda pair: text.size(pair.student.size_bytes)),
+        ("student p50 latency", lambda pair: text.milliseconds(pair.student_cell.p50_ms)),
+        ("speed against teacher", lambda pair: f"{pair.speedup:.2f}×"),
+        ("measured at", lambda pair: pair.place),
+    )
+    lines += [_line(name, [read(pair) if pair else "–" for pair in pairs]) for name, read in costs]
+    return tuple(line for line in lines if set(line.values) != {"–"})
+
+
+def _metric(role: str, name: str) -> Callable[[RunFacts], str]:
+    def read(facts: RunFacts) -> str:
+        metrics = facts.student.metrics if role == "student" else facts.teacher.metrics
+        return tables.measured(metrics[name]) if name in metrics else "–"
+
+    return read
+
+
+def _rows(facts: RunFacts) -> str:
+    return f"{facts.student.metrics[facts.task.metric].n:,} {facts.task.measured_on}"
+
+
+def _same(facts: RunFacts) -> str:
+    return text.percent(facts.agreement["same"]) if "same" in facts.agreement else "–"
+
+
+def _line(name: str, values: list[str]) -> Line:
+    return Line(name, tuple(values))
+
+
+def _differing_settings(facts: Sequence[RunFacts]) -> tuple[Line, ...]:
+    tabled = [{setting.path: setting.value for setting in one.settings} for one in facts]
+    paths = dict.fromkeys(path for table in tabled for path in table)
+    lines = [Line(path, tuple(table.get(path, "–") for table in tabled)) for path in paths]
+    return tuple(line for line in lines if len(set(line.values)) > 1)
+
+
+def _plain(value: str) -> Text:
+    return Text(text.redact(text.clean(value)))
+
+
+def _inert(value: str) -> str:
+    shown = text.redact(text.clean(value))
+    return f"'{shown}" if shown.startswith(_FORMULA) else shown
