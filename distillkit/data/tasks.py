@@ -1,0 +1,372 @@
+"""A task: its rows by split, its labels by name, and what was noticed on the way. Knows nothing of models.
+
+A kind of task is an object (`KINDS`) that turns a cell into an answer; classification and regression are here, token
+classification and text to text find their place beside them. Labels are matched by name, never by position: ids are
+positions in `Labels.names`, which is sorted (numerically where all names are whole numbers) unless the recipe gives it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillkit.data.builtin import builtin_table
+from distillkit.data.hub import hub_table
+from distillkit.data.reading import Problems, Table, check_file, find_tables, read_table
+from distillkit.errors import ConfigError, DataError
+from distillkit.settings import Labels, TaskSettings
+
+_BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")
+_INTEGER = re.compile(r"-?\d+")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One split. ids: `[n]` int64, stable example ids; texts: one tuple of segments per row; labels: `[n]` class ids
+    (int64) or targets (float32), None where unlabelled; digest: content hash."""
+
+    ids: NDArray[np.int64]
+    texts: tuple[tuple[str, ...], ...]
+    labels: NDArray[Any] | None
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
+class Task:
+    settings: TaskSettings
+    labels: Labels
+    train: Rows
+    validation: Rows
+    test: Rows | None
+    notes: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """Changes with every row, every label name and the order of either."""
+        splits = [self.train, self.validation] + ([self.test] if self.test is not None else [])
+        return _sha(repr((self.labels, [rows.digest for rows in splits])))
+
+
+class Kind(ABC):
+    """What a task predicts: how cells become answers."""
+
+    @abstractmethod
+    def labels(self, settings: TaskSettings, train: Table) -> Labels:
+        """The task's labels, found in the training rows or given."""
+
+    @abstractmethod
+    def answer(self, cell: Any, labels: Labels) -> int | float:
+        """The answer of one cell; raises ValueError with the reason where there is none."""
+
+    @abstractmethod
+    def array(self, answers: Sequence[int | float]) -> NDArray[Any]:
+        """Answers as an array of the dtype that losses expect."""
+
+
+class Classification(Kind):
+    """One class per row. A cell is a string, a whole number or a boolean; its text is the class name."""
+
+    def labels(self, settings: TaskSettings, train: Table) -> Labels:
+        cells = train.columns[settings.label]
+        found = Counter(_class_name(cell) for cell in cells if _class_name(cell))
+        _one_type(train, settings.label)
+        if settings.labels is not None:
+            twice = [name for name, count in Counter(settings.labels).items() if count > 1]
+            if twice:
+                raise ConfigError(
+                    f"label {twice[0]!r} is listed twice", where="task.labels", hint="a label is one class"
+                )
+            return Labels(kind="classification", names=settings.labels)
+        if len(found) == 1 and not settings.allow_single_class:
+            raise DataError(
+                f"all training rows have the label {next(iter(found))!r}",
+                where=str(train.path),
+                hint="set task.allow_single_class: true to go on",
+            )
+        numeric = all(_INTEGER.fullmatch(name) for name in found)
+        names = sorted(found, key=int) if numeric else sorted(found)
+        if len(names) > 1000:
+            raise DataError(
+                f"{len(names)} different labels",
+                where=f"{train.path}, column {settings.label!r}",
+                hint="is this the label column?",
+            )
+        return Labels(kind="classification", names=tuple(names))
+
+    def answer(self, cell: Any, labels: Labels) -> int:
+        name = _class_name(cell)
+        if not name:
+            raise ValueError("the label is missing")
+        if isinstance(cell, float):
+            raise ValueError(f"{cell!r} is not a class; use task.kind: regression?")
+        if name not in labels.names:
+            shown = ", ".join(map(repr, labels.names[:10]))
+            range_note = f", 0 to {labels.num_labels - 1}" if _INTEGER.fullmatch(name) else ""
+            raise ValueError(
+                f"label {name!r} is not one of the task's {labels.num_labels} labels ({shown}{range_note})"
+            )
+        return labels.names.index(name)
+
+    def array(self, answers: Sequence[int | float]) -> NDArray[Any]:
+        return np.asarray(answers, dtype=np.int64)
+
+
+class Regression(Kind):
+    """One finite number per row."""
+
+    def labels(self, settings: TaskSettings, train: Table) -> Labels:
+        if settings.labels is not None:
+            raise ConfigError(
+                "regression has no label names",
+                where="task.labels",
+                hint="leave it out, or set kind: classification",
+            )
+        return Labels(kind="regression")
+
+    def answer(self, cell: Any, labels: Labels) -> float:
+        if cell is None or cell == "":
+            raise ValueError("the target is missing")
+        try:
+            value = float(cell) if not isinstance(cell, bool) else math.nan
+        except (TypeError, ValueError):
+            raise ValueError(f"{cell!r} is not a number") from None
+        if not math.isfinite(value):
+            raise ValueError(f"the target {cell!r} is not a finite number")
+        return value
+
+    def array(self, answers: Sequence[int | float]) -> NDArray[Any]:
+        return np.asarray(answers, dtype=np.float32)
+
+
+KINDS: Mapping[str, Kind] = {"classification": Classification(), "regression": Regression()}
+
+
+def load_task(settings: TaskSettings, *, base: Path, seed: int) -> Task:
+    """Read, check and label every split. Raises DataError (3) or ConfigError (2), all bad rows of a file at once."""
+    kind = KINDS[settings.kind]
+    tables = {"train": _table(settings, settings.train, "train", base)}
+    for split in ("validation", "test"):
+        source = getattr(settings, split)
+        if source is not None:
+            tables[split] = _table(settings, source, split, base)
+        elif (base / settings.train).is_dir() and split in find_tables(base / settings.train):
+            tables[split] = _table(settings, settings.train, split, base)
+    labels = kind.labels(settings, tables["train"])
+    notes = [note for table in tables.values() for note in table.notes]
+    splits = {}
+    for split, table in tables.items():
+        splits[split], more = _rows(settings, kind, labels, table)
+        notes += more
+    if "validation" not in splits:
+        splits["train"], splits["validation"] = _hold_out(splits["train"], settings.holdout, seed)
+        notes.append(
+            f"no validation rows given: {len(splits['validation'])} rows held out of train (seed {seed})"
+        )
+    notes += _leaks(splits)
+    _classes_seen(settings, labels, splits, notes)
+    return Task(settings, labels, splits["train"], splits["validation"], splits.get("test"), tuple(notes))
+
+
+def text_columns(settings: TaskSettings) -> tuple[str, ...]:
+    return (settings.text,) if isinstance(settings.text, str) else settings.text
+
+
+def _table(settings: TaskSettings, source: str, split: str, base: Path) -> Table:
+    columns = [*text_columns(settings), settings.label]
+    if len(set(columns)) < len(columns):
+        raise ConfigError(
+            f"a column is named twice: {columns}",
+            where="task.text, task.label",
+            hint="text and label are different columns",
+        )
+    skip = settings.on_bad_row == "skip"
+    if source.startswith("builtin:"):
+        return builtin_table(source.removeprefix("builtin:"), split, columns)
+    if source.startswith("hf:"):
+        return hub_table(source.removeprefix("hf:"), split, columns)
+    if any(sign in source for sign in "*?["):
+        raise ConfigError(
+            f"{source!r} is a pattern",
+            where=f"task.{split}",
+            hint="name one file, or a folder with train, validation and test files",
+        )
+    path = base / source
+    if path.is_dir():
+        files = find_tables(path)
+        if split not in files:
+            check_file(path)
+        path = files[split]
+    return read_table(path, columns, encoding=settings.encoding, delimiter=settings.delimiter, skip=skip)
+
+
+def _rows(settings: TaskSettings, kind: Kind, labels: Labels, table: Table) -> tuple[Rows, list[str]]:
+    problems = Problems(table.path, settings.on_bad_row == "skip")
+    names = text_columns(settings)
+    seen: Counter[str] = Counter()
+    first: dict[str, int] = {}
+    texts, answers, ids = [], [], []
+    cells = zip(
+        table.lines, *(table.columns[name] for name in names), table.columns[settings.label], strict=True
+    )
+    for row, (line, *segments, label) in enumerate(cells):
+        bad = next(
+            (
+                reason
+                for name, text in zip(names, segments, strict=True)
+                if (reason := _text_problem(name, text))
+            ),
+            "",
+        )
+        if bad:
+            problems.add(line, bad)
+            continue
+        try:
+            answer = kind.answer(label, labels)
+        except ValueError as error:
+            problems.add(
+                line,
+                f"column {settings.label!r}: {error}",
+                "set task.on_bad_row: skip to leave such rows out",
+            )
+            continue
+        for oddity in _oddities(segments, settings.max_chars):
+            seen[oddity] += 1
+            first.setdefault(oddity, line)
+        texts.append(tuple(text[: settings.max_chars] for text in segments))
+        answers.append(answer)
+        ids.append(row)
+    notes = [
+        *problems.finish(),
+        *(f"{table.path}: {count} rows {what}, first at line {first[what]}" for what, count in seen.items()),
+    ]
+    if not texts:
+        raise DataError("no usable rows are left", where=str(table.path))
+    digest = _sha(
+        repr((table.digest, names, settings.label, settings.max_chars, settings.on_bad_row, labels))
+    )
+    return Rows(np.asarray(ids, dtype=np.int64), tuple(texts), kind.array(answers), digest), notes
+
+
+def _text_problem(name: str, text: Any) -> str:
+    if text is None:
+        return f"column {name!r} is missing"
+    if not isinstance(text, str):
+        return f"column {name!r} is {type(text).__name__} {text!r}, not text"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"column {name!r} holds half a character (a lone surrogate, \\u{ord(text[error.start]):04x})"
+    return ""
+
+
+def _oddities(segments: Sequence[str], max_chars: int) -> list[str]:
+    found = []
+    if any(not text.strip() for text in segments):
+        found.append("have an empty text")
+    if any("\0" in text for text in segments):
+        found.append("hold a NUL character")
+    if any(len(text) > max_chars for text in segments):
+        found.append(f"are cut at {max_chars} characters (task.max_chars)")
+    if any("\x1b" in text or _BIDI.search(text) for text in segments):
+        found.append("hold terminal escapes or direction marks (shown escaped)")
+    return found
+
+
+def _class_name(cell: Any) -> str:
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return ""
+    return str(cell).strip() if isinstance(cell, str) else str(cell)
+
+
+def _one_type(table: Table, column: str) -> None:
+    """Refuse labels of several types: 0 and "zero" in one column are a mistake, not two classes."""
+    first: dict[str, tuple[int, Any]] = {}
+    for line, cell in zip(table.lines, table.columns[column], strict=True):
+        if cell is not None and cell != "":
+            first.setdefault(_label_type(cell), (line, cell))
+    if len(first) > 1:
+        shown = "; ".join(f"{cell!r} at line {line}" for line, cell in first.values())
+        raise DataError(
+            f"column {column!r} mixes types of labels: {shown}",
+            where=f"{table.path}:{max(line for line, _ in first.values())}",
+            hint="write them one way",
+        )
+
+
+def _label_type(cell: Any) -> str:
+    if isinstance(cell, str):
+        return "whole number" if _INTEGER.fullmatch(cell.strip()) else "text"
+    return "whole number" if isinstance(cell, int) and not isinstance(cell, bool) else type(cell).__name__
+
+
+def _hold_out(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
+    order = np.random.default_rng([seed, 0x686F6C64]).permutation(len(rows))
+    size = max(1, round(share * len(rows)))
+    if size >= len(rows):
+        raise DataError(
+            f"{len(rows)} rows are too few to hold any out",
+            where="task.validation",
+            hint="give a validation file",
+        )
+    return _take(rows, np.sort(order[size:]), "train"), _take(rows, np.sort(order[:size]), "validation")
+
+
+def _take(rows: Rows, index: NDArray[np.int64], name: str) -> Rows:
+    labels = None if rows.labels is None else rows.labels[index]
+    digest = _sha(rows.digest + name + hashlib.sha256(index.tobytes()).hexdigest())
+    return Rows(rows.ids[index], tuple(rows.texts[i] for i in index), labels, digest)
+
+
+def _leaks(splits: Mapping[str, Rows]) -> list[str]:
+    known = set(splits["train"].texts)
+    counts = {
+        name: sum(texts in known for texts in rows.texts) for name, rows in splits.items() if name != "train"
+    }
+    return [
+        f"{count} of {len(splits[name])} {name} rows ({100 * count / len(splits[name]):.1f} %) also stand in train"
+        for name, count in counts.items()
+        if count
+    ]
+
+
+def _classes_seen(
+    settings: TaskSettings, labels: Labels, splits: Mapping[str, Rows], notes: list[str]
+) -> None:
+    if labels.kind != "classification":
+        return
+    trained = {int(label) for label in splits["train"].labels}  # type: ignore[union-attr]
+    for name, rows in splits.items():
+        unseen = {int(label) for label in rows.labels} - trained  # type: ignore[union-attr]
+        if unseen:
+            names = ", ".join(repr(labels.names[label]) for label in sorted(unseen))
+            raise DataError(
+                f"labels {names} stand in {name} but never in train",
+                where=f"task.{name}",
+                hint="a class that is never trained cannot be predicted",
+            )
+    never = [name for index, name in enumerate(labels.names) if index not in trained]
+    if never:
+        notes.append(f"labels never seen in train: {', '.join(map(repr, never))}")
+    if len(trained) == 1 and not settings.allow_single_class:
+        raise DataError(
+            f"all training rows have the label {labels.names[trained.pop()]!r}",
+            where="task.train",
+            hint="set task.allow_single_class: true to go on",
+        )
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()

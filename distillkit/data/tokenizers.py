@@ -1,0 +1,100 @@
+"""Tokenizers: WordPiece trained in this repo, and loading of saved ones without running anything they say."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
+
+from distillkit.errors import ModelError, SecurityError
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def train_wordpiece(
+    texts: Iterable[str], *, vocab_size: int, lowercase: bool = True, max_length: int = 512
+) -> PreTrainedTokenizerBase:
+    """A WordPiece vocabulary (Wu et al. 2016; BERT's normalisation and word splitting), the same for the same texts.
+
+    Raises ModelError where the texts hold no words.
+    """
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=list(SPECIAL),
+        continuing_subword_prefix="##",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    vocabulary = tokenizer.get_vocab()
+    if len(vocabulary) <= len(SPECIAL):
+        raise ModelError(
+            "the texts hold no words to train a tokenizer on", hint="look at the text column or the corpus"
+        )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")],
+    )
+    return BertTokenizer(
+        tokenizer_object=tokenizer, vocab=vocabulary, do_lower_case=lowercase, model_max_length=max_length
+    )
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """A fast tokenizer from a local folder. Raises ModelError (4) where there is none, SecurityError (11) where the
+    folder asks for code."""
+    _refuse_code(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, use_fast=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"no tokenizer can be read: {str(error).splitlines()[0]}",
+            where=str(folder),
+            hint="tokenizer.json or vocab.txt is needed",
+        ) from None
+    if not tokenizer.is_fast:
+        raise ModelError(
+            "the tokenizer has no fast form", where=str(folder), hint="save it with tokenizer.json"
+        )
+    if tokenizer.pad_token_id is None:
+        raise ModelError(
+            "the tokenizer has no padding token",
+            where=str(folder),
+            hint="set pad_token in tokenizer_config.json",
+        )
+    return tokenizer
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 of everything that decides token ids."""
+    backend: Any = tokenizer.backend_tokenizer
+    state = json.loads(backend.to_str())
+    state["truncation"] = state["padding"] = None
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _refuse_code(folder: Path) -> None:
+    for name in ("config.json", "tokenizer_config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, UnicodeDecodeError):
+            raise ModelError("not a JSON file", where=str(path)) from None
+        if isinstance(config, dict) and "auto_map" in config:
+            raise SecurityError(
+                "the folder asks for its own code to be run (auto_map)",
+                where=str(path),
+                hint="remove auto_map to use the built-in classes",
+            )
