@@ -8,11 +8,18 @@ must carry, `bind` makes projections once sizes are known, `forward` returns a s
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from operator import or_
 
+import torch
 from torch import Tensor, nn
 
+from distillkit.errors import ConfigError, DivergedError
 from distillkit.types import Batch, Spec, Step, Want
+
+TEACHER = "teacher"
+"""The name a single teacher has in `Step.teachers`."""
 
 
 class Loss(nn.Module, ABC):
@@ -27,7 +34,7 @@ class Loss(nn.Module, ABC):
     """Task kinds it is defined for."""
 
     def bind(self, student: Spec, teachers: Mapping[str, Spec]) -> None:  # noqa: B027 - nothing to make for most
-        """Called once when sizes are known; makes projections; raises ConfigError or ModelError where sizes clash."""
+        """Called once when sizes are known; makes projections; raises ConfigError where sizes clash."""
 
     def count(self, batch: Batch) -> int:
         """Positions the mean is taken over; lets micro-batches and ranks be joined exactly."""
@@ -36,3 +43,140 @@ class Loss(nn.Module, ABC):
     @abstractmethod
     def forward(self, step: Step) -> Tensor:
         """The mean of the term over its counted positions, a scalar attached to the student's graph."""
+
+
+class LossStack(nn.Module):
+    """Named losses, each with its weight in the total: total = sum of weight * mean over the term's positions.
+
+    Owns the losses, so that their projections are trained, moved and saved beside the student and never reach the export.
+    Raises ConfigError where there is none, or where a weight is not a positive number.
+    """
+
+    def __init__(self, losses: Mapping[str, tuple[float, Loss]]) -> None:
+        super().__init__()
+        if not losses:
+            raise ConfigError("there is no loss", where="distill.losses", hint="name at least one")
+        for name, (weight, _) in losses.items():
+            if not 0 < weight < float("inf"):
+                raise ConfigError(
+                    f"weight {weight} is not a positive number",
+                    where=f"distill.losses.{name}.weight",
+                    hint="leave the term out instead",
+                )
+        self.losses = nn.ModuleDict({name: loss for name, (_, loss) in losses.items()})
+        self.weights = {name: float(weight) for name, (weight, _) in losses.items()}
+
+    @property
+    def terms(self) -> dict[str, Loss]:
+        return dict(self.losses.items())  # type: ignore[arg-type]
+
+    @property
+    def needs(self) -> Want:
+        """What one forward of the student and of each teacher must return for all terms."""
+        return reduce(or_, (loss.needs for loss in self.terms.values()))
+
+    @property
+    def needs_teacher(self) -> bool:
+        return any(loss.needs_teacher for loss in self.terms.values())
+
+    @property
+    def needs_labels(self) -> bool:
+        return any(loss.needs_labels for loss in self.terms.values())
+
+    def bind(self, student: Spec, teachers: Mapping[str, Spec]) -> None:
+        """Tell every loss the sizes of what it compares."""
+        for loss in self.terms.values():
+            loss.bind(student, teachers)
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Counted positions of each term in this batch, known before any forward."""
+        return {name: loss.count(batch) for name, loss in self.terms.items()}
+
+    def forward(
+        self, step: Step, totals: Mapping[str, int] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(this batch's share of the total, detached unweighted share of each term).
+
+        totals: counted positions of each term over all micro-batches and ranks of the optimizer step; the shares of all
+        of them add up to the exact mean. By default this batch is the whole.
+        """
+        raw = self.raw(step)
+        counts = self.counts(step.batch)
+        shares = {
+            name: value * (counts[name] / max(1, totals[name])) if totals is not None else value
+            for name, value in raw.items()
+        }
+        total = torch.stack([self.weights[name] * share for name, share in shares.items()]).sum()
+        return total, {name: share.detach() for name, share in shares.items()}
+
+    def raw(self, step: Step) -> dict[str, Tensor]:
+        """Each term's unweighted mean over this batch, attached."""
+        return {name: loss(step) for name, loss in self.terms.items()}
+
+    def shares(self, step: Step, parameters: Sequence[nn.Parameter]) -> dict[str, float]:
+        """Each weighted term's gradient norm as a share of the sum of all norms; leaves `.grad` alone.
+
+        step must hold a fresh graph; it is used up. Terms that pull against each other still have positive shares.
+        """
+        norms = {}
+        raw = self.raw(step)
+        for name, value in raw.items():
+            gradients = torch.autograd.grad(
+                self.weights[name] * value, parameters, retain_graph=True, allow_unused=True
+            )
+            norms[name] = _norm(gradients)
+        total = sum(norms.values())
+        return {name: norm / total if total > 0 else 0.0 for name, norm in norms.items()}
+
+    def check(self, step: Step, parameters: Sequence[nn.Parameter]) -> None:
+        """Raise where a configured term cannot act on this batch: ConfigError (2), or DivergedError (6) for NaN.
+
+        A term counts as acting when its gradient is not zero, or when it is already at its optimum (value 0).
+        """
+        counts = self.counts(step.batch)
+        for name, loss in self.terms.items():
+            where = f"distill.losses.{name}"
+            if loss.needs_labels and step.batch.labels is None:
+                raise ConfigError(
+                    "this loss needs labels and the data has none",
+                    where=where,
+                    hint="use it in a phase on the task's rows",
+                )
+            if counts[name] == 0:
+                raise ConfigError(
+                    "this loss counts no position of the first batch", where=where, hint="it could never act"
+                )
+            value = loss(step)
+            if not bool(torch.isfinite(value)):
+                raise DivergedError(
+                    f"term {name!r} is {float(value)} before the first step",
+                    where=where,
+                    hint=f"batch ids {step.batch.ids.tolist()[:10]}",
+                )
+            if not value.requires_grad:
+                raise ConfigError(
+                    "this loss does not depend on the student",
+                    where=where,
+                    hint="its value carries no gradient",
+                )
+            gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+            if _norm(gradients) == 0.0 and abs(float(value)) > 1e-6:
+                raise ConfigError(
+                    f"this loss has the value {float(value):.4g} but no gradient",
+                    where=where,
+                    hint="it could never act",
+                )
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` where `mask` is True, in fp32; an attached zero where nothing counts.
+
+    values and mask have one shape; values that do not count may be NaN.
+    """
+    kept = torch.where(mask, values.float(), torch.zeros((), device=values.device))
+    return kept.sum() / mask.sum().clamp(min=1)
+
+
+def _norm(gradients: Iterable[Tensor | None]) -> float:
+    squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0

@@ -1,0 +1,54 @@
+"""Which student state learns from which teacher state. States are numbered as in `Outputs.hidden`: 0 = embeddings."""
+
+from __future__ import annotations
+
+from distillkit.errors import ConfigError
+from distillkit.settings import LayerMap
+
+Pairs = tuple[tuple[int, int], ...]
+
+
+def layer_pairs(layer_map: LayerMap, *, student_layers: int, teacher_layers: int) -> Pairs:
+    """(student state, teacher state) pairs.
+
+    last: the last of each. uniform: student block i of M learns from teacher block i * N / M (TinyBERT, Jiao et al. 2020,
+    section 3.1), rounded down where N is not a multiple of M. skip: every (N // M)-th teacher block, counted from the
+    first (PKD-Skip, Sun et al. 2019, section 3.2); the last state is left to other terms there, here it is included only
+    where the stride reaches it. Explicit pairs must lie in 0..M and 0..N and rise on both sides.
+    """
+    depth, height = student_layers, teacher_layers
+    if layer_map == "last":
+        return ((depth, height),)
+    if layer_map in ("uniform", "skip") and depth > height:
+        raise ConfigError(
+            f"layer_map {layer_map!r} needs a teacher at least as deep: student {depth}, teacher {height}",
+            hint="give [student, teacher] pairs",
+        )
+    if layer_map == "uniform":
+        return tuple((block, block * height // depth) for block in range(1, depth + 1))
+    if layer_map == "skip":
+        stride = height // depth
+        return tuple((block, block * stride) for block in range(1, depth + 1))
+    pairs = tuple((int(pair[0]), int(pair[1])) for pair in layer_map)
+    for side, top, name in ((0, depth, "student"), (1, height, "teacher")):
+        states = [pair[side] for pair in pairs]
+        bad = [state for state in states if not 0 <= state <= top]
+        if bad:
+            raise ConfigError(
+                f"{name} state {bad[0]} does not exist",
+                where="layer_map",
+                hint=f"0 (embeddings) to {top} (last block)",
+            )
+        if side == 0 and any(low >= high for low, high in zip(states, states[1:], strict=False)):
+            raise ConfigError(
+                f"student states {states} are not strictly increasing",
+                where="layer_map",
+                hint="each student state learns once",
+            )
+        if side == 1 and any(low > high for low, high in zip(states, states[1:], strict=False)):
+            raise ConfigError(
+                f"teacher states {states} are not increasing",
+                where="layer_map",
+                hint="order the pairs by depth",
+            )
+    return pairs
