@@ -67,14 +67,16 @@ def predict(
 ) -> NDArray[np.float32]:
     """Logits `[n, V]` of every row, in row order.
 
-    Rows run sorted by length in batches of at most `tokens` tokens, padding included, without gradients;
-    putting the model into eval mode is the caller's part. Only logits are kept, one row at a time as they
-    arrive on the CPU.
+    Rows run longest first in batches of at most `tokens` tokens, padding included, without gradients; putting
+    the model into eval mode is the caller's part. Only logits are kept, on the CPU. Raises ModelError where
+    the logits are not one row per example, DataError where there are no rows.
     """
     logits_nV: NDArray[np.float32] | None = None
     with torch.inference_mode():
         for rows in sequential_batches(encoded.lengths, tokens=tokens):
             answer = model_outputs(collate(encoded, rows).to(device)).logits.float().cpu().numpy()
+            if answer.ndim != 2 or answer.shape[0] != len(rows):
+                raise ModelError(f"the model gave logits of shape {list(answer.shape)} for {len(rows)} rows")
             if logits_nV is None:
                 logits_nV = np.empty((len(encoded), answer.shape[1]), dtype=np.float32)
             logits_nV[rows] = answer
@@ -281,8 +283,15 @@ def _class_scores(gold: NDArray[np.int64], predicted: NDArray[np.int64]) -> dict
     return {
         "accuracy": float(accuracy_score(gold, predicted)),
         "macro_f1": float(f1_score(gold, predicted, average="macro", zero_division=0.0)),
-        "mcc": float(matthews_corrcoef(gold, predicted)),
+        "mcc": _mcc(gold, predicted),
     }
+
+
+def _mcc(gold: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
+    """Matthews correlation; 0 where gold and answers are all one class (scikit-learn warns there)."""
+    if (gold == gold[0]).all() and (predicted == gold[0]).all():
+        return 0.0
+    return float(matthews_corrcoef(gold, predicted))
 
 
 def _check(labels: Labels, logits: Array, rows: int) -> None:

@@ -1,4 +1,4 @@
-"""Several runs side by side: the settings that differ, quality, size and latency, from the facts of each run's report.
+"""Several runs side by side: settings that differ, quality, size, latency, from the facts of their reports.
 
 Reads facts only: no torch, no model, no data. A terminal, a spreadsheet and a page are three renderings
 of one table.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from distillkit.report import summary, tables, text
 from distillkit.report.facts import FACTS_FILE, RunFacts, load_facts
 from distillkit.report.page import environment
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?")
+_FORMULA = ("=", "+", "-", "@")
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Comparison:
 
 
 def compare(runs: Sequence[Path]) -> Comparison:
-    """Read the facts of each run (its folder, its `report/` folder or the file itself) and lay them side by side.
+    """Read the facts of each run (its folder, its `report/`, or the file) and lay them side by side.
 
     Raises ConfigError where a run has no report yet or there are fewer than two runs, IntegrityError
     where its facts are damaged.
@@ -161,4 +163,4 @@ def _plain(value: str) -> Text:
 
 def _inert(value: str) -> str:
     shown = text.redact(text.clean(value))
-    return f"'{shown}" if shown.startswith(_FORMULA) else shown
+    return f"'{shown}" if shown.startswith(_FORMULA) and not _NUMBER.fullmatch(shown) else shown
