@@ -103,6 +103,11 @@ class TeacherSource(ABC):
         """The fixed teacher; `folder` is what the teacher stage saved (weights of a trainable teacher)."""
 
 
+    def fingerprint(self) -> str:
+        """Identifies what the teacher reads beside its settings (the bytes of a folder); a change reruns its stages."""
+        return ""
+
+
 class TrainableTeacherSource(TeacherSource):
     """A source whose model this repo trains: pretrained where `pretrain` is set, fine-tuned where `finetune` is.
 

@@ -15,6 +15,8 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
+Folder = Annotated[str, Field(min_length=1, json_schema_extra={"format": "path"})]
+"""A folder, relative to the config; it reaches the component as an absolute path."""
 LayerPair = Annotated[tuple[Index, Index], Field(strict=False)]
 LayerMap = Literal["last", "uniform", "skip"] | Annotated[list[LayerPair], Field(min_length=1)]
 """How student states meet teacher states: a strategy, or explicit [student, teacher] pairs (0 = embeddings)."""
@@ -98,6 +100,15 @@ class Labels(Section):
     def num_labels(self) -> int:
         """Width of the output layer: classes, or 1 for regression."""
         return len(self.names) if self.kind == "classification" else 1
+
+
+class Initialise(Section):
+    """Which weights a student starts from."""
+
+    source: Literal["teacher"] = Field(alias="from", description="where the weights come from")
+    layers: Literal["uniform"] | Annotated[list[Count], Field(min_length=1)] = Field(
+        default="uniform", description="teacher blocks to copy, numbered from 1, strictly increasing"
+    )
 
 
 class LossComponent(Component):

@@ -1,0 +1,315 @@
+"""A Hugging Face encoder with a classification head as a Student: logits, every block's output, interventions.
+
+The model is used unmodified: states are what its blocks return, read by forward hooks (`hidden[0]` is the output of the
+embeddings, `hidden[l]` that of block l, before any norm that some families apply after the last block). Folders are read
+without running anything they say: safetensors only, no code, no network.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from optimum.utils import NormalizedConfigManager
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+
+from distillkit.errors import DivergedError, ModelError, SecurityError
+from distillkit.model import Student
+from distillkit.settings import Labels
+from distillkit.types import Access, Batch, Outputs, Spec, Swap, Want
+
+_CODE_KEYS = ("auto_map", "custom_pipelines", "_attn_implementation_internal", "_attn_implementation_autoset")
+_PICKLES = ("pytorch_model.bin", "model.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "pytorch_model*.bin")
+
+
+class Encoder(Student):
+    """A `*ForSequenceClassification` model of `transformers`. Logits are fp32 `[B, V]`, `[B, 1]` for regression."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.spec = spec_of(model.config)
+        self._accepted = tuple(inspect.signature(model.forward).parameters)
+        self._embeddings, self._blocks = _parts(model, self.spec.num_layers)
+
+    @property
+    def embeddings(self) -> nn.Module:
+        """The module whose output is `hidden[0]`."""
+        return self._embeddings
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self._blocks
+
+    def outputs(self, batch: Batch, *, want: Want, swap: Swap | None = None) -> Outputs:
+        inputs = {name: value for name, value in batch.inputs.items() if name in self._accepted}
+        if bool(batch.mask.all()):
+            inputs.pop(
+                "attention_mask", None
+            )  # nothing is padded: attention without a mask is the same and faster
+        states: dict[int, Tensor] = {}
+        with ExitStack() as hooks:
+            for index, change in (swap or {}).items():
+                hooks.enter_context(_changed(self._blocks[index], change))
+            if want.access >= Access.ALL_STATES:
+                hooks.enter_context(_read(self._embeddings, states, 0))
+                for index, block in enumerate(self._blocks, start=1):
+                    hooks.enter_context(_read(block, states, index))
+            elif want.access == Access.FINAL_STATES:
+                hooks.enter_context(_read(self._blocks[-1], states, 0))
+            logits = self.model(**inputs, return_dict=True).logits
+        return Outputs(logits=logits.float(), hidden=tuple(states[index] for index in range(len(states))))
+
+    def exportable(self) -> nn.Module:
+        return ExportableEncoder(
+            self.model,
+            tuple(
+                name for name in ("input_ids", "attention_mask", "token_type_ids") if name in self._accepted
+            ),
+        )
+
+    def save(self, folder: Path, labels: Labels) -> None:
+        """A Hugging Face folder: config.json with the labels by name, model.safetensors."""
+        _set_labels(self.model.config, labels)
+        self.model.save_pretrained(folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> Encoder:
+        """Read a whole classifier. Raises ModelError (4) where weights are missing or do not fit, SecurityError (11)
+        where reading would run code, DivergedError (6) where a weight is not finite."""
+        config = load_config(folder)
+        with torch.device("meta"):
+            bare = AutoModelForSequenceClassification.from_config(config)
+        model = _load(AutoModelForSequenceClassification, folder, config)
+        missing, unexpected = _compare(bare, folder)
+        if missing or unexpected:
+            raise ModelError(
+                f"{len(missing)} weights missing ({', '.join(missing[:10]) or 'none'}), {len(unexpected)} unexpected "
+                f"({', '.join(unexpected[:10]) or 'none'})",
+                where=str(folder),
+                hint="a head that was never trained is not guessed: set `finetune`",
+            )
+        return cls(model)
+
+
+class ExportableEncoder(nn.Module):
+    """Takes token tensors `[B, L]` by keyword, returns logits `[B, V]`; attention is eager, so that it traces."""
+
+    def __init__(self, model: PreTrainedModel, input_names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self.input_names = model, input_names
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = token_type_ids
+        logits: Tensor = self.model(**inputs, return_dict=True).logits
+        return logits
+
+
+def spec_of(config: PretrainedConfig) -> Spec:
+    """Sizes of any encoder, through optimum's normalised configs. Raises ModelError for an encoder-decoder."""
+    if config.is_encoder_decoder:
+        raise ModelError(f"{config.model_type!r} is an encoder-decoder; this needs an encoder", where="model")
+    try:
+        names = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
+        layers, width, heads = names.num_layers, names.hidden_size, names.num_attention_heads
+    except (KeyError, AttributeError) as error:
+        raise ModelError(
+            f"the sizes of a {config.model_type!r} are not known: {error}",
+            where="model",
+            hint="use a custom teacher",
+        ) from None
+    values = config.to_dict()
+    ffn = next(
+        (
+            values[name]
+            for name in ("intermediate_size", "hidden_dim", "ffn_dim", "d_inner")
+            if isinstance(values.get(name), int)
+        ),
+        4 * width,
+    )
+    return Spec(
+        num_layers=layers,
+        hidden_dim=width,
+        num_heads=heads,
+        ffn_dim=ffn,
+        vocab_size=config.vocab_size,
+        num_labels=config.num_labels,
+        max_length=usable_positions(config),
+    )
+
+
+def usable_positions(config: PretrainedConfig) -> int:
+    """Longest input: RoBERTa's family numbers positions from padding + 1, so two of its rows are never reached."""
+    positions = int(config.to_dict().get("max_position_embeddings") or 512)
+    offset = config.model_type in ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet")
+    return positions - 2 if offset and positions > 2 else positions
+
+
+def load_config(folder: Path) -> PretrainedConfig:
+    """The config of a foreign folder, looked at before `transformers` sees it."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(
+            "no config.json: not a model folder",
+            where=str(folder),
+            hint="give the folder that save_pretrained wrote",
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError):
+        raise ModelError("not a JSON file", where=str(path)) from None
+    for key in _CODE_KEYS:
+        if isinstance(values, dict) and key in values:
+            raise SecurityError(
+                f"the folder's config sets {key!r}, which can load code",
+                where=str(path),
+                hint=f"remove {key!r} to use the built-in classes",
+            )
+    if not _weights(folder):
+        pickles = sorted(entry.name for pattern in _PICKLES for entry in folder.glob(pattern))
+        if pickles:
+            raise SecurityError(
+                f"the weights are pickled ({pickles[0]}); unpickling runs code",
+                where=str(folder),
+                hint="convert them to safetensors in an isolated environment",
+            )
+        raise ModelError("no *.safetensors in the folder", where=str(folder))
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"config.json is not understood: {str(error).splitlines()[0]}", where=str(path)
+        ) from None
+    return config
+
+
+def stored_weights(folder: Path) -> dict[str, list[int]]:
+    """Name -> shape of every stored tensor, checked to be finite. Raises ModelError or DivergedError."""
+    shapes = {}
+    for path in _weights(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a dict
+                    tensor = file.get_tensor(name)
+                    shapes[name] = list(tensor.shape)
+                    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                        raise DivergedError(
+                            f"weight {name!r} holds NaN or infinity",
+                            where=str(path),
+                            hint="the teacher is broken; train or fetch it again",
+                        )
+        except SafetensorError as error:
+            raise ModelError(f"damaged: {error}", where=str(path)) from None
+    return shapes
+
+
+def load_body(folder: Path, labels: Labels, **changes: float) -> Encoder:
+    """A classifier whose body comes from a folder and whose head is fresh; `changes` override config values."""
+    config = load_config(folder)
+    config.update(changes)
+    _set_labels(config, labels)
+    stored_weights(folder)
+    return Encoder(_load(AutoModelForSequenceClassification, folder, config))
+
+
+def fresh(config: PretrainedConfig, labels: Labels) -> Encoder:
+    """A classifier with fresh weights."""
+    _set_labels(config, labels)
+    return Encoder(AutoModelForSequenceClassification.from_config(config))
+
+
+def _set_labels(config: PretrainedConfig, labels: Labels) -> None:
+    if labels.kind == "classification":
+        config.id2label = dict(enumerate(labels.names))
+        config.label2id = {name: index for index, name in enumerate(labels.names)}
+        config.problem_type = "single_label_classification"
+    else:
+        config.id2label, config.label2id = {0: "value"}, {"value": 0}
+        config.problem_type = "regression"
+
+
+def _load(kind: Any, folder: Path, config: PretrainedConfig) -> PreTrainedModel:
+    try:
+        model: PreTrainedModel = kind.from_pretrained(
+            str(folder), config=config, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"the weights do not fit: {str(error).splitlines()[0]}", where=str(folder)) from None
+    return model
+
+
+def _compare(bare: nn.Module, folder: Path) -> tuple[list[str], list[str]]:
+    wanted = {name: list(tensor.shape) for name, tensor in bare.state_dict().items()}
+    stored = stored_weights(folder)
+    missing = sorted(
+        name
+        for name, shape in wanted.items()
+        if stored.get(name) != shape and not name.endswith("position_ids")
+    )
+    unexpected = sorted(name for name in stored if name not in wanted and not name.endswith("position_ids"))
+    return missing, unexpected
+
+
+def _weights(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+
+
+def _parts(model: PreTrainedModel, num_layers: int) -> tuple[nn.Module, nn.ModuleList]:
+    """The embeddings, and the list of blocks: the first ModuleList whose length is the model's depth."""
+    base = model.base_model
+    blocks = next(
+        (part for part in base.modules() if isinstance(part, nn.ModuleList) and len(part) == num_layers), None
+    )
+    embeddings = dict(base.named_children()).get("embeddings")
+    if blocks is None or embeddings is None:
+        raise ModelError(
+            f"the blocks of a {model.config.model_type!r} were not found",
+            where="model",
+            hint="use a custom teacher",
+        )
+    return embeddings, blocks
+
+
+def _first(output: Any) -> Tensor:
+    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    return tensor
+
+
+@contextmanager
+def _read(module: nn.Module, states: dict[int, Tensor], index: int) -> Iterator[None]:
+    handle = module.register_forward_hook(
+        lambda _module, _inputs, output: states.__setitem__(index, _first(output))
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _changed(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Copy every weight of `source` into `target`, which has the same names and shapes."""
+    weights: Mapping[str, Tensor] = source.state_dict()
+    target.load_state_dict({name: tensor.detach().clone() for name, tensor in weights.items()}, strict=True)

@@ -1,0 +1,57 @@
+"""A student's first weights from chosen blocks of its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from distillkit.encoder import Encoder, copy_weights
+from distillkit.errors import ConfigError
+from distillkit.settings import Initialise
+
+
+def chosen_blocks(settings: Initialise, *, student_layers: int, teacher_layers: int) -> list[int]:
+    """Teacher blocks, numbered from 1, one for each student block. Raises ConfigError where they do not fit."""
+    where = "student.initialise.layers"
+    if settings.layers == "uniform":
+        if student_layers > teacher_layers:
+            raise ConfigError(
+                f"the student has {student_layers} layers, the teacher {teacher_layers}",
+                where=where,
+                hint="leave `initialise` out",
+            )
+        return [block * teacher_layers // student_layers for block in range(1, student_layers + 1)]
+    blocks = list(settings.layers)
+    for block in blocks:
+        if not 1 <= block <= teacher_layers:
+            raise ConfigError(
+                f"teacher block {block} does not exist",
+                where=where,
+                hint=f"blocks are numbered 1 to {teacher_layers}",
+            )
+    if any(low >= high for low, high in zip(blocks, blocks[1:], strict=False)):
+        raise ConfigError(
+            f"{blocks} is not strictly increasing",
+            where=where,
+            hint="list each block once, from shallow to deep",
+        )
+    if len(blocks) != student_layers:
+        raise ConfigError(
+            f"{len(blocks)} blocks for a student of {student_layers} layers",
+            where=where,
+            hint="one block for each layer",
+        )
+    return blocks
+
+
+def from_blocks(student: Encoder, teacher: Encoder, blocks: Sequence[int]) -> None:
+    """Copy embeddings, the chosen blocks, and all that is left (pooler, head); everything is copied bit for bit.
+
+    A student with every block of its teacher computes what the teacher computes.
+    """
+    student_weights, teacher_weights = student.model.state_dict(), teacher.model.state_dict()
+    in_blocks = {f"{name}." for name, part in student.model.named_modules() if part is student.blocks}
+    rest = [name for name in student_weights if not name.startswith(tuple(in_blocks))]
+    for name in rest:
+        student_weights[name].copy_(teacher_weights[name])
+    for own, block in zip(student.blocks, blocks, strict=True):
+        copy_weights(teacher.blocks[block - 1], own)

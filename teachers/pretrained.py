@@ -1,0 +1,109 @@
+"""Any Hugging Face encoder folder as a teacher: already fine-tuned, or fine-tuned here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from distillkit.data.tokenizers import load_tokenizer
+from distillkit.encoder import Encoder, load_body, load_config, spec_of, stored_weights
+from distillkit.errors import ModelError
+from distillkit.model import Student, TrainableTeacherSource
+from distillkit.settings import FinetuneSettings, Folder, Labels
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+
+class Pretrained(TrainableTeacherSource):
+    """A Hugging Face encoder folder (safetensors only), fine-tuned on the task where `finetune` is set.
+
+    Settings:
+        path: Folder with config.json, *.safetensors and tokenizer files.
+        finetune: Train it on the task first; without it the folder's own head must answer the task.
+    """
+
+    def __init__(self, *, path: Folder, finetune: FinetuneSettings | None = None) -> None:
+        self.path, self.finetune = Path(path), finetune
+        self.pretrain = None
+
+    def fingerprint(self) -> str:
+        return folder_digest(self.path)
+
+    def tokenizer(self, corpus: Iterable[str]) -> PreTrainedTokenizerBase:
+        tokenizer = load_tokenizer(self.path)
+        rows = spec_of(load_config(self.path)).vocab_size
+        if len(tokenizer) > rows:
+            raise ModelError(
+                f"the tokenizer has {len(tokenizer)} entries, the embeddings {rows} rows",
+                where=str(self.path),
+                hint="they belong to different models",
+            )
+        return tokenizer
+
+    def classifier(
+        self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, pretrained: Path | None
+    ) -> Student:
+        limit = spec_of(load_config(self.path)).max_length
+        if max_length > limit:
+            raise ModelError(
+                f"max_length {max_length} is more than the model's {limit} positions",
+                where="task.max_length",
+                hint=f"at most {limit}",
+            )
+        if self.finetune is not None:
+            return load_body(self.path, labels)
+        if not any("classifier" in name or "score" in name for name in stored_weights(self.path)):
+            raise ModelError(
+                "the folder has no classification head: it was never trained on a task",
+                where=str(self.path),
+                hint="add `finetune` to the teacher",
+            )
+        model = Encoder.load(self.path)
+        _order_labels(model, labels, self.path)
+        return model
+
+    def load(self, folder: Path) -> Student:
+        return Encoder.load(folder)
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 over the names and bytes of a model folder's config, weights and tokenizer files."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*")):
+        if path.is_file() and path.suffix in (".json", ".safetensors", ".txt", ".model"):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _order_labels(model: Encoder, labels: Labels, folder: Path) -> None:
+    """Put the head's rows into the task's order of labels, by name. Raises ModelError where the names differ."""
+    theirs = [model.model.config.id2label[index] for index in range(model.spec.num_labels)]
+    if len(theirs) != labels.num_labels:
+        raise ModelError(
+            f"the model has {len(theirs)} labels, the task {labels.num_labels}",
+            where=str(folder),
+            hint="add `finetune`, or use the data it was trained on",
+        )
+    if labels.kind == "regression" or theirs == list(labels.names):
+        return
+    if set(theirs) != set(labels.names):
+        raise ModelError(
+            f"the model's labels {theirs} are not the task's {list(labels.names)}",
+            where=str(folder),
+            hint="rename them in the data or in config.json: labels are matched by name",
+        )
+    order = torch.tensor([theirs.index(name) for name in labels.names])
+    head = [
+        part
+        for part in model.model.modules()
+        if isinstance(part, nn.Linear) and part.out_features == len(theirs)
+    ][-1]
+    with torch.no_grad():
+        head.weight.copy_(head.weight[order].clone())
+        if head.bias is not None:
+            head.bias.copy_(head.bias[order].clone())
