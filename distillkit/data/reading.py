@@ -1,8 +1,8 @@
 """Reads a table of rows (CSV, TSV, JSON Lines, Parquet, each also .gz) and accepts nothing silently.
 
-Every problem is told with file, line, column and value, up to twenty of them in one pass. What can be used but deserves
-a word becomes a note. Cells come out as they stand in the file: CSV cells are strings ("NA" and "null" included), JSON
-cells have their JSON type; what they mean is decided by the task (tasks.py).
+Every problem is told with file, line, column and value, up to twenty of them in one pass. What can be used but
+deserves a word becomes a note. Cells come out as they stand in the file: CSV cells are strings ("NA" and "null"
+included), JSON cells have their JSON type; what they mean is decided by the task (tasks.py).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import io
 import json
 import os
 import stat
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,15 @@ from distillkit.errors import ConfigError, DataError, DistillkitError, ErrorGrou
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 MAX_SHOWN = 20
+MAX_CELL = 1 << 26
+"""Characters of the longest CSV cell read; csv's own limit of 131,072 is too short for a long text."""
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
+_NOT_TEXT = {
+    b"PK\x03\x04": "a zip archive or spreadsheet",
+    b"%PDF": "PDF",
+    b"\x89PNG": "a PNG image",
+    b"BZh": "bzip2",
+}
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 Cells = tuple[int, Mapping[str, Any]]
@@ -35,7 +44,8 @@ Cells = tuple[int, Mapping[str, Any]]
 class Table:
     """The wanted columns of one file, row by row.
 
-    columns: name -> cells; lines: 1-based line of each row (row number in Parquet); digest: sha256 of the file's bytes.
+    columns: name -> cells; lines: 1-based line of each row (row number in Parquet);
+    digest: sha256 of the file's bytes.
     """
 
     path: Path
@@ -55,9 +65,12 @@ class Problems:
     count: int = 0
 
     def add(self, line: int, problem: str, hint: str = "") -> None:
+        self.report(DataError(problem, where=f"{self.path}:{line}", hint=hint))
+
+    def report(self, error: DataError) -> None:
         self.count += 1
         if len(self.found) < MAX_SHOWN:
-            self.found.append(DataError(problem, where=f"{self.path}:{line}", hint=hint))
+            self.found.append(error)
 
     def finish(self) -> tuple[str, ...]:
         """Raise what was found, or say how many rows were skipped."""
@@ -72,6 +85,12 @@ class Problems:
         raise self.found[0] if len(self.found) == 1 else ErrorGroup(self.found)
 
 
+def shown(value: object) -> str:
+    """A value as it may stand in a message: control characters escaped, long ones cut."""
+    text = repr(value[:80] if isinstance(value, str) else value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def read_table(
     path: Path,
     columns: Sequence[str],
@@ -80,9 +99,16 @@ def read_table(
     delimiter: str | None = None,
     skip: bool = False,
 ) -> Table:
-    """Read the wanted columns of a file. Raises DataError (3), or ConfigError (2) for a column that is not there."""
+    """Read the wanted columns of a file.
+
+    Raises DataError (3), or ConfigError (2) for a column that is not there.
+    """
     check_file(path)
     suffix, zipped = kind_of(path)
+    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
+        raise ConfigError(
+            f"{shown(delimiter)} cannot separate fields", where="task.delimiter", hint="give one character"
+        )
     problems = Problems(path, skip)
     if suffix == ".parquet":
         rows: Iterator[Cells] = _parquet_rows(path, columns)
@@ -127,7 +153,7 @@ def column_names(path: Path, *, encoding: str = "utf-8", delimiter: str | None =
 
 
 def check_file(path: Path) -> None:
-    """Refuse what is not a readable, non-empty regular file, before anything is opened (a pipe would block)."""
+    """Refuse what is not a readable, non-empty regular file, without opening it (a pipe would block)."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -185,6 +211,13 @@ def kind_of(path: Path) -> tuple[str, bool]:
             where=str(path),
             hint="rename it to .parquet",
         )
+    content = next((kind for start, kind in _NOT_TEXT.items() if magic.startswith(start)), None)
+    if content is not None:
+        raise DataError(
+            f"the first bytes are {magic!r}: {content}",
+            where=str(path),
+            hint=f"save it as one of {', '.join(SUFFIXES)}",
+        )
     if suffix not in SUFFIXES:
         raise DataError(
             f"unknown kind of file {suffix or path.name!r}",
@@ -214,7 +247,7 @@ def missing_column(path: Path, wanted: str, found: Sequence[str]) -> ConfigError
     close = difflib.get_close_matches(wanted, found, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return ConfigError(
-        f"column {wanted!r} not found; found {', '.join(map(repr, found))}",
+        f"column {shown(wanted)} not found; found {', '.join(map(shown, found[:12]))}",
         where=str(path),
         hint=hint + "columns are named in `task`",
     )
@@ -230,20 +263,46 @@ def _text_lines(path: Path, encoding: str, zipped: bool) -> Iterator[tuple[int, 
         file: Any = gzip.GzipFile(fileobj=raw) if zipped else raw
         number = 0
         try:
-            for number, data in enumerate(file, start=1):
-                if number == 1:
-                    if encoding.lower().replace("_", "-") in ("utf-8", "utf8") and data[:2] in _UTF16:
-                        raise DataError(
-                            "byte offset 0: looks like UTF-16",
-                            where=f"{path}:1",
-                            hint="set task.encoding: utf-16, or save it as UTF-8",
-                        )
-                    data = data.removeprefix(b"\xef\xbb\xbf")
-                yield number, _decode(path, number, data, encoding)
-        except (gzip.BadGzipFile, EOFError, OSError) as error:
-            raise DataError(
-                f"the gzip data is damaged after line {number}: {error}", where=str(path)
-            ) from None
+            for number, text in enumerate(_decoded(path, file, encoding), start=1):
+                yield number, text
+        except (EOFError, OSError, zlib.error) as error:
+            what = "the gzip data is damaged" if zipped else "reading failed"
+            raise DataError(f"{what} after line {number}: {error}", where=str(path)) from None
+        if number == 0:
+            raise DataError("the file is empty (nothing inside the gzip)", where=str(path))
+
+
+def _decoded(path: Path, file: Any, encoding: str) -> Iterator[str]:
+    try:
+        wide = len("\n".encode(encoding)) > 1
+    except (LookupError, UnicodeError):
+        raise ConfigError(
+            f"unknown encoding {encoding!r}", where="task.encoding", hint="for example utf-8, cp1252, latin-1"
+        ) from None
+    if wide:  # UTF-16 and UTF-32: bytes cannot be cut into lines before they are decoded
+        try:
+            with io.TextIOWrapper(file, encoding=encoding, newline="") as text:
+                yield from text
+        except UnicodeError as error:
+            raise DataError(f"not {encoding}: {error}", where=str(path), hint="see task.encoding") from None
+        return
+    for number, data in enumerate(file, start=1):
+        if number == 1:
+            _refuse_utf16(path, data)
+            data = data.removeprefix(b"\xef\xbb\xbf")
+        yield _decode(path, number, data, encoding)
+
+
+def _refuse_utf16(path: Path, line: bytes) -> None:
+    """By its mark, or by zeros at every other byte."""
+    start = line[:64]
+    zeros = max(start[0::2].count(0), start[1::2].count(0))
+    if start[:2] in _UTF16 or zeros > max(4, 0.4 * len(start) / 2):
+        raise DataError(
+            f"byte offset 0: {start[:4]!r} looks like UTF-16",
+            where=f"{path}:1",
+            hint="set task.encoding: utf-16 (or utf-16-le, utf-16-be), or save it as UTF-8",
+        )
 
 
 def _decode(path: Path, number: int, data: bytes, encoding: str) -> str:
@@ -256,13 +315,10 @@ def _decode(path: Path, number: int, data: bytes, encoding: str) -> str:
             where=f"{path}:{number}",
             hint="is the file cp1252 or latin-1? set task.encoding",
         ) from None
-    except LookupError:
-        raise ConfigError(
-            f"unknown encoding {encoding!r}", where="task.encoding", hint="for example utf-8, cp1252, latin-1"
-        ) from None
 
 
-def _header(path: Path, lines: Iterator[tuple[int, str]], delimiter: str) -> tuple[list[str], Any]:
+def _header(path: Path, lines: Iterable[tuple[int, str]], delimiter: str) -> tuple[list[str], Any]:
+    csv.field_size_limit(MAX_CELL)
     reader = csv.reader((text for _, text in lines), delimiter=delimiter, strict=True)
     try:
         header = next(reader)
@@ -273,7 +329,9 @@ def _header(path: Path, lines: Iterator[tuple[int, str]], delimiter: str) -> tup
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise DataError(
-            f"column {twice[0]!r} stands twice in the header", where=f"{path}:1", hint="rename one of them"
+            f"column {shown(twice[0])} stands twice in the header",
+            where=f"{path}:1",
+            hint="rename one of them",
         )
     return header, reader
 
@@ -281,28 +339,27 @@ def _header(path: Path, lines: Iterator[tuple[int, str]], delimiter: str) -> tup
 def _csv_rows(
     path: Path, lines: Iterator[tuple[int, str]], columns: Sequence[str], delimiter: str, problems: Problems
 ) -> Iterator[Cells]:
-    header, reader = _header(path, lines, delimiter)
+    record: list[str] = []
+    header, reader = _header(path, _remembered(lines, record), delimiter)
     for name in columns:
         if name not in header:
             for other in (";", "\t", ",", "|"):
                 if len(header) == 1 and other in header[0] and other != delimiter:
                     raise DataError(
-                        f"column {name!r} not found; found {header[0]!r}: is the delimiter {other!r}?",
+                        f"column {name!r} not found; found {shown(header[0])}: is the delimiter {other!r}?",
                         where=f"{path}:1",
                         hint=f"set task.delimiter: {other!r}",
                     )
             raise missing_column(path, name, header)
     while True:
         start = reader.line_num + 1
+        record.clear()
         try:
             row = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            quote = "a quote opened here is never closed" if "unexpected end" in str(error) else str(error)
-            raise DataError(
-                f"{quote}", where=f"{path}:{start}", hint='double a quote inside a quoted cell: ""'
-            ) from None
+            raise _broken_quote(path, start, "".join(record), delimiter, str(error)) from None
         if not row:
             continue
         if len(row) != len(header):
@@ -315,23 +372,62 @@ def _csv_rows(
         yield start, dict(zip(header, row, strict=True))
 
 
+def _remembered(lines: Iterator[tuple[int, str]], record: list[str]) -> Iterator[tuple[int, str]]:
+    """The same lines; their texts gather in `record`, which the reader of records empties."""
+    for number, text in lines:
+        record.append(text)
+        yield number, text
+
+
+def _broken_quote(path: Path, start: int, record: str, delimiter: str, reason: str) -> DataError:
+    """Names the line and column where the quote opened, not the end of the file."""
+    opened = _open_quote(record, delimiter)
+    line = start + record.count("\n", 0, opened)
+    column = opened - record.rfind("\n", 0, opened)
+    unclosed = "unexpected end" in reason or "larger than" in reason
+    return DataError(
+        "a quote opened here is never closed" if unclosed else f"the quote opened here: {reason}",
+        where=f"{path}:{line}:{column}",
+        hint='double a quote inside a quoted cell: ""',
+    )
+
+
+def _open_quote(record: str, delimiter: str) -> int:
+    """Offset of the last quote that opens a cell."""
+    opened = start = 0
+    while True:
+        if record.startswith('"', start):
+            opened = start
+            close = record.find('"', start + 1)
+            while close >= 0 and record.startswith('"', close + 1):
+                close = record.find('"', close + 2)
+            start = close + 1
+            if close < 0 or record[start : start + 1] not in (delimiter, "\r", "\n", ""):
+                return opened
+        start = record.find(delimiter, start) + 1
+        if start == 0:
+            return opened
+
+
 def _json_rows(
     path: Path, lines: Iterator[tuple[int, str]], columns: Sequence[str], problems: Problems
 ) -> Iterator[Cells]:
-    checked = False
+    keys: dict[str, None] = {}
     for number, text in lines:
         if not text.strip():
             continue
-        if number == 1 and text.lstrip().startswith("["):
+        if not keys and not problems.count and text.lstrip().startswith("["):
             raise DataError(
-                "this is a JSON array, not JSON Lines", where=f"{path}:1", hint="write one object a line"
+                "this is a JSON array, not JSON Lines",
+                where=f"{path}:{number}",
+                hint="write one object a line",
             )
-        row = _json_object(path, number, text)
-        if not checked:
-            for name in columns:
-                if name not in row:
-                    raise missing_column(path, name, list(row))
-            checked = True
+        try:
+            row = _json_object(path, number, text)
+        except DataError as error:
+            problems.report(error)
+            continue
+        keys.update(dict.fromkeys(row))
         missing = [name for name in columns if name not in row]
         if missing:
             problems.add(
@@ -339,22 +435,37 @@ def _json_rows(
             )
             continue
         yield number, row
+    for name in columns:
+        if keys and name not in keys:
+            raise missing_column(path, name, list(keys))
 
 
 def _json_object(path: Path, number: int, text: str) -> dict[str, Any]:
     try:
-        row = json.loads(text)
+        row = json.loads(text, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:
         cut = not text.endswith("\n")
         problem = "the last line has no end: is the file cut?" if cut else f"not JSON: {error.msg}"
         raise DataError(problem, where=f"{path}:{number}:{error.colno}") from None
     except RecursionError:
         raise DataError("nested too deeply", where=f"{path}:{number}") from None
+    except ValueError as error:
+        raise DataError(f"not usable: {error}", where=f"{path}:{number}") from None
     if not isinstance(row, dict):
         raise DataError(
             f"a line must be an object, not {type(row).__name__}",
             where=f"{path}:{number}",
             hint='like {"text": "...", "label": "..."}',
+        )
+    return row
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(
+            f"key {shown(next(n for n in names if names.count(n) > 1))} stands twice in one object"
         )
     return row
 
@@ -366,7 +477,7 @@ def _open_parquet(path: Path) -> Any:
     try:
         data: Any = io.BytesIO(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else path
         return parquet.ParquetFile(data)
-    except (pyarrow.ArrowException, OSError, EOFError) as error:
+    except (pyarrow.ArrowException, OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"not a readable Parquet file: {str(error).splitlines()[0]}", where=str(path)
         ) from None
