@@ -50,7 +50,7 @@ class Encoder(Student):
 
     def outputs(self, batch: Batch, *, want: Want, swap: Swap | None = None) -> Outputs:
         inputs = {name: value for name, value in batch.inputs.items() if name in self._accepted}
-        if bool(batch.mask.all()):
+        if batch.full:
             inputs.pop(
                 "attention_mask", None
             )  # nothing is padded: attention without a mask is the same and faster

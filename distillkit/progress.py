@@ -1,170 +1,99 @@
-"""What a person sees while a run works: a live line on a terminal, one line per interval elsewhere, or nothing.
-
-Progress is told about stages, steps and logged records; it never changes what is computed and keeps nothing. Names that
-come from a recipe are stripped of control characters, so that a loss or label name cannot drive the terminal.
-"""
+"""What a person sees while it runs: a live line with every term by name on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
-import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Literal, TextIO
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+from rich.live import Live
 from rich.text import Text
 
-Mode = Literal["auto", "live", "lines", "quiet"]
-LINE_SECONDS = 10.0
-"""At most one line in so many seconds where there is no terminal."""
+QUIET_SECONDS = 15.0
+"""Between two plain lines where there is no terminal."""
 
 
 class Progress(ABC):
-    """Told what happens; shows it in its way."""
+    """Told of stages and steps; never decides anything."""
 
     @staticmethod
-    def make(mode: Mode, main: bool = True) -> Progress:
-        """The display for this process: `auto` is live on a terminal and lines elsewhere; ranks but the first are quiet."""
-        if mode == "quiet" or not main:
-            return QuietProgress()
-        if mode == "live" or (mode == "auto" and Console(stderr=True).is_terminal):
-            return LiveProgress()
-        return LineProgress()
+    def make(style: str, main: bool) -> Progress:
+        """auto: live on a terminal, plain lines elsewhere; plain; quiet (always quiet on ranks that do not write)."""
+        if style == "quiet" or not main:
+            return Quiet()
+        return OnTerminal() if style == "auto" and sys.stderr.isatty() else Plain()
 
     @abstractmethod
-    def begin(self, stage: str, total: int, done: int) -> None:
-        """A training of `total` steps starts or goes on, `done` of them behind it."""
+    def say(self, message: str) -> None:
+        """One line that stays."""
 
     @abstractmethod
-    def step(self, step: int) -> None:
-        """Optimizer step number `step` is done; called at every step and cheap."""
+    def step(self, stage: str, step: int, total: int, record: Mapping[str, Any]) -> None:
+        """After a logged step; `record` is its line of metrics.jsonl."""
 
-    @abstractmethod
-    def values(self, values: Mapping[str, float]) -> None:
-        """Logged figures by name: the total, every term, the rate, a metric."""
-
-    @abstractmethod
-    def say(self, text: str) -> None:
-        """A sentence for the person: what was resumed, skipped or measured."""
-
-    @abstractmethod
-    def end(self) -> None:
-        """The training that began is over, or was left by an error."""
+    def close(self) -> None:  # noqa: B027 - most have nothing to close
+        """The stage is over."""
 
 
-class QuietProgress(Progress):
-    """Shows nothing."""
-
-    def begin(self, stage: str, total: int, done: int) -> None:
+class Quiet(Progress):
+    def say(self, message: str) -> None:
         pass
 
-    def step(self, step: int) -> None:
-        pass
-
-    def values(self, values: Mapping[str, float]) -> None:
-        pass
-
-    def say(self, text: str) -> None:
-        pass
-
-    def end(self) -> None:
+    def step(self, stage: str, step: int, total: int, record: Mapping[str, Any]) -> None:
         pass
 
 
-class LineProgress(Progress):
-    """One plain line per interval, for logs and pipes; a reader that has gone away is no error."""
+class Plain(Progress):
+    """One line per interval, for logs."""
 
-    def __init__(self, stream: TextIO | None = None, *, seconds: float = LINE_SECONDS) -> None:
-        self.stream, self.seconds = stream or sys.stderr, seconds
-        self._stage, self._total, self._step, self._first = "", 0, 0, 0
-        self._began = self._shown = time.monotonic()
+    def __init__(self) -> None:
+        self._last = 0.0
 
-    def begin(self, stage: str, total: int, done: int) -> None:
-        self._stage, self._total, self._step, self._first = plain(stage), total, done, done
-        self._began = time.monotonic()
-        self._shown = self._began - self.seconds
+    def say(self, message: str) -> None:
+        print(message, file=sys.stderr, flush=True)
 
-    def step(self, step: int) -> None:
-        self._step = step
-
-    def values(self, values: Mapping[str, float]) -> None:
-        now = time.monotonic()
-        if now - self._shown < self.seconds and self._step < self._total:
-            return
-        self._shown = now
-        done = self._step - self._first
-        left = (now - self._began) / done * (self._total - self._step) if done else 0.0
-        self.say(f"{self._stage} {self._step}/{self._total}  {figures(values)}  {duration(left)} left")
-
-    def say(self, text: str) -> None:
-        try:
-            print(plain(text), file=self.stream, flush=True)
-        except (OSError, ValueError):
-            self.seconds = float("inf")
-
-    def end(self) -> None:
-        pass
+    def step(self, stage: str, step: int, total: int, record: Mapping[str, Any]) -> None:
+        if time.monotonic() - self._last >= QUIET_SECONDS or step == total:
+            self._last = time.monotonic()
+            self.say(line(stage, step, total, record))
 
 
-class LiveProgress(Progress):
-    """One live line on a terminal: stage, bar, steps, elapsed and remaining time, every term by name."""
+class OnTerminal(Progress):
+    """A live line on a terminal."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
-        self._bar: RichProgress | None = None
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._live: Live | None = None
 
-    def begin(self, stage: str, total: int, done: int) -> None:
-        self.end()
-        self._bar = RichProgress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}", markup=False),
-            console=self.console,
-        )
-        self._bar.add_task(plain(stage), total=total, completed=done, figures="")
-        self._bar.start()
+    def say(self, message: str) -> None:
+        self._console.print(Text(message))
 
-    def step(self, step: int) -> None:
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step)
+    def step(self, stage: str, step: int, total: int, record: Mapping[str, Any]) -> None:
+        if self._live is None:
+            self._live = Live(console=self._console, refresh_per_second=4)
+            self._live.start()
+        self._live.update(Text(line(stage, step, total, record)))
 
-    def values(self, values: Mapping[str, float]) -> None:
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], figures=figures(values))
-
-    def say(self, text: str) -> None:
-        self.console.print(Text(plain(text)))
-
-    def end(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
 
-def figures(values: Mapping[str, float]) -> str:
-    """`total 0.412  gold 0.69  lr 1.0e-04`: names and values, three digits that count."""
-    return "  ".join(f"{plain(name)} {_short(value)}" for name, value in values.items())
+def line(stage: str, step: int, total: int, record: Mapping[str, Any]) -> str:
+    """Stage, step, time left, total and each term by name, speed."""
+    left = record.get("eta_seconds", 0.0)
+    terms = " ".join(f"{name} {value:.4f}" for name, value in record.get("terms", {}).items())
+    return (
+        f"{stage} {step}/{total} ({100 * step / total:.0f} %, {duration(left)} left)  total {record.get('total', 0.0):.4f}  "
+        f"{terms}  {record.get('tokens_per_s', 0.0):,.0f} tokens/s"
+    )
 
 
 def duration(seconds: float) -> str:
-    """`1:02:03`, or `02:03` under an hour."""
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, left = divmod(rest, 60)
-    return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes:02}:{left:02}"
-
-
-def plain(text: str) -> str:
-    """The text without control characters and without marks that reorder it."""
-    return "".join(char for char in text if char == " " or unicodedata.category(char) not in ("Cc", "Cf"))
-
-
-def _short(value: float) -> str:
-    small = value != 0 and abs(value) < 1e-3
-    return f"{value:.1e}" if small else f"{value:.4g}"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"

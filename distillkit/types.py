@@ -48,6 +48,7 @@ class Batch:
     labels: `[B]` class ids (int64) or targets (float32); `[B, L]` for token tasks (-100 = not counted); None: unlabelled.
     mask: `[B, L]` bool, True at real tokens, the positions that hidden-state losses count.
     ids: `[B]` int64 stable example ids, so that teacher outputs can be cached and joined.
+    full: nothing is padded, known without looking at the mask; attention then needs none.
     texts: the raw texts, for teachers that take no token ids; a tuple per example, one entry per segment.
     """
 
@@ -56,6 +57,7 @@ class Batch:
     mask: Tensor
     ids: Tensor
     texts: tuple[tuple[str, ...], ...] | None = None
+    full: bool = False
 
     @property
     def num_examples(self) -> int:

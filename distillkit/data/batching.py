@@ -121,6 +121,7 @@ def collate(encoded: Encoded, rows: NDArray[np.int64]) -> Batch:
         mask=mask,
         ids=torch.from_numpy(encoded.ids[rows]),
         texts=tuple(encoded.texts[row] for row in rows),
+        full=bool(lengths.min() == width),
     )
 
 

@@ -113,21 +113,6 @@ class LossStack(nn.Module):
         """Each term's unweighted mean over this batch, attached."""
         return {name: loss(step) for name, loss in self.terms.items()}
 
-    def shares(self, step: Step, parameters: Sequence[nn.Parameter]) -> dict[str, float]:
-        """Each weighted term's gradient norm as a share of the sum of all norms; leaves `.grad` alone.
-
-        step must hold a fresh graph; it is used up. Terms that pull against each other still have positive shares.
-        """
-        norms = {}
-        raw = self.raw(step)
-        for name, value in raw.items():
-            gradients = torch.autograd.grad(
-                self.weights[name] * value, parameters, retain_graph=True, allow_unused=True
-            )
-            norms[name] = _norm(gradients)
-        total = sum(norms.values())
-        return {name: norm / total if total > 0 else 0.0 for name, norm in norms.items()}
-
     def check(self, step: Step, parameters: Sequence[nn.Parameter]) -> None:
         """Raise where a configured term cannot act on this batch: ConfigError (2), or DivergedError (6) for NaN.
 
@@ -166,6 +151,19 @@ class LossStack(nn.Module):
                     where=where,
                     hint="it could never act",
                 )
+
+
+def gradient_shares(weighted: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> dict[str, float]:
+    """Each weighted term's gradient norm as a share of the sum of all norms; leaves `.grad` alone, uses the graph up.
+
+    Terms that pull against each other still have positive shares.
+    """
+    norms = {
+        name: _norm(torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True))
+        for name, value in weighted.items()
+    }
+    total = sum(norms.values())
+    return {name: norm / total if total > 0 else 0.0 for name, norm in norms.items()}
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,174 @@
+"""Checkpoints: everything that training needs to go on exactly, whole or not at all.
+
+    checkpoints/<stage>/000500/   model.safetensors  optimizer.safetensors  state.json  manifest.json
+
+model.safetensors holds everything that is trained (the student and the losses' projections); no generator state is
+needed, because every random choice is keyed by (seed, step). Tensors are safetensors, the rest is JSON: nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import nn
+
+from distillkit import files
+from distillkit.errors import ConfigError, DataError, IntegrityError
+
+
+@dataclass(frozen=True)
+class Best:
+    """The evaluation that scored best so far, and the step whose checkpoint holds its weights."""
+
+    step: int
+    value: float
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where training stands after `step` optimizer steps; `index` is the next step within `epoch`."""
+
+    step: int = 0
+    epoch: int = 0
+    index: int = 0
+    best: Best | None = None
+    seconds: float = 0.0
+    tokens: int = 0
+    scaler: float = 0.0
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a checkpoint belongs to. config and data must agree on resume; a change of the rest ends bitwise equality."""
+
+    config: str
+    data: str
+    world: int
+    threads: int
+    torch: str
+
+
+def save(
+    root: Path, state: State, key: Key, program: nn.Module, optimizer: torch.optim.Optimizer, *, keep: int
+) -> None:
+    """Write the checkpoint of `state.step`, then prune: the newest `keep` and the best stay.
+
+    Raises ResourceError (7) where it cannot be written; older checkpoints are then untouched.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    target = root / f"{state.step:06d}"
+    folder = files.aside(target)
+    try:
+        save_model(program, str(folder / "model.safetensors"))
+        save_file(_optimizer_tensors(program, optimizer), str(folder / "optimizer.safetensors"))
+        (folder / "state.json").write_text(json.dumps({"state": asdict(state), "key": asdict(key)}))
+        files.seal(folder, {"step": state.step})
+        files.publish(folder, target)
+    except OSError as error:
+        raise files.out_of_room(error, root) from error
+    finally:
+        files.remove(folder)
+    _prune(root, state, keep)
+
+
+def resume(
+    root: Path, key: Key, program: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[State, list[str]]:
+    """Load the newest valid checkpoint: (state, remarks); a fresh State where none was ever written.
+
+    Raises IntegrityError (8) where checkpoints exist and none is valid, ConfigError (2) or DataError (3) where they belong
+    to other settings or data.
+    """
+    remarks: list[str] = []
+    found = steps(root)
+    for step in reversed(found):
+        folder = root / f"{step:06d}"
+        problem = files.flaw(folder, hashes=True)
+        if problem:
+            remarks.append(f"skipped checkpoint {folder.name}: {problem}")
+            continue
+        stored = json.loads((folder / "state.json").read_text())
+        remarks += _compare(stored["key"], key, folder)
+        load_weights(root, step, program)
+        _load_optimizer(program, optimizer, load_file(str(folder / "optimizer.safetensors")))
+        best = stored["state"].pop("best")
+        return State(**stored["state"], best=Best(**best) if best else None), remarks
+    if found:
+        raise IntegrityError(
+            f"none of {len(found)} checkpoints is valid: {'; '.join(remarks)}",
+            where=str(root),
+            hint="restore the folder, or remove it to start this stage again",
+        )
+    return State(), remarks
+
+
+def load_weights(root: Path, step: int, program: nn.Module) -> None:
+    """Put the weights of one checkpoint into the program. Raises IntegrityError where it is not whole."""
+    folder = root / f"{step:06d}"
+    problem = files.flaw(folder, hashes=False)
+    if problem:
+        raise IntegrityError(problem, where=str(folder))
+    load_model(program, str(folder / "model.safetensors"), strict=True)
+
+
+def steps(root: Path) -> list[int]:
+    """Steps that have a checkpoint folder, ascending; their names count, not their times."""
+    return (
+        sorted(int(entry.name) for entry in root.iterdir() if entry.name.isdigit()) if root.is_dir() else []
+    )
+
+
+def _prune(root: Path, state: State, keep: int) -> None:
+    for step in steps(root)[:-keep]:
+        if state.best is None or step != state.best.step:
+            files.remove(root / f"{step:06d}")
+    files.sweep(root)
+
+
+def _compare(stored: Mapping[str, Any], key: Key, folder: Path) -> list[str]:
+    if stored["config"] != key.config:
+        raise ConfigError(
+            "the checkpoint was made with other settings",
+            where=str(folder),
+            hint="run with the old settings, or under another name",
+        )
+    if stored["data"] != key.data:
+        raise DataError(
+            "the data changed since the checkpoint was made",
+            where=str(folder),
+            hint="restore the data, or run under another name",
+        )
+    now = asdict(key)
+    changed = [
+        f"{name} {stored[name]} -> {now[name]}"
+        for name in ("world", "threads", "torch")
+        if stored[name] != now[name]
+    ]
+    return [f"no longer bitwise equal to an undisturbed run: {', '.join(changed)}"] if changed else []
+
+
+def _optimizer_tensors(program: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    names = {parameter: name for name, parameter in program.named_parameters()}
+    return {
+        f"{names[parameter]}.{slot}": value.detach().cpu().contiguous()
+        for parameter, slots in optimizer.state.items()
+        for slot, value in slots.items()
+    }
+
+
+def _load_optimizer(
+    program: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    parameters = dict(program.named_parameters())
+    for name, tensor in tensors.items():
+        owner, slot = name.rsplit(".", 1)
+        parameter = parameters[owner]
+        device = parameter.device if slot != "step" or parameter.is_cuda else torch.device("cpu")
+        optimizer.state[parameter][slot] = tensor.to(device)

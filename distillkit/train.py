@@ -1,0 +1,505 @@
+"""take_step and train(): the one loop, for pretraining, fine-tuning and distillation.
+
+What is trained is a Program: a module whose forward takes a micro-batch and the counts of the whole step, and returns this
+micro-batch's exact share of the total. Shares of micro-batches and ranks add up, so that 1 x 8 = 8 x 1 = 2 ranks x 4.
+Dropout is seeded by (seed, stage, step, micro-batch): a resumed run, or one on more ranks, draws what it would have drawn.
+accelerate moves, casts and wraps the program; everything else is here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from distillkit import checkpoint
+from distillkit.data.batching import Feed
+from distillkit.errors import ConfigError, DivergedError, MissingError, ResourceError, StoppedError
+from distillkit.losses.base import LossStack, gradient_shares
+from distillkit.model import Student, Teacher
+from distillkit.objectives.base import Objective
+from distillkit.optim import build_optimizer, clip_gradient, lr_at, set_lr
+from distillkit.progress import Progress
+from distillkit.rundir import MetricsLog
+from distillkit.settings import OptimizerSettings, RuntimeSettings
+from distillkit.signals import Signals
+from distillkit.types import Batch, Step
+
+PROBE_EVERY = 5
+"""Logged steps between two measurements of the terms' gradient shares (each costs a forward and a backward per term)."""
+
+
+class Program(nn.Module, ABC):
+    """What the loop trains: modules and what is computed from a batch."""
+
+    @property
+    @abstractmethod
+    def weights(self) -> Mapping[str, float]:
+        """Weight of each term in the total."""
+
+    @abstractmethod
+    def counts(self, batch: Batch) -> Mapping[str, int]:
+        """Counted positions of each term, known before any forward."""
+
+    @abstractmethod
+    def terms(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Each term's unweighted mean over its counted positions, attached."""
+
+    def forward(self, batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(this batch's share of the total, detached unweighted share of each term); see LossStack.forward."""
+        counts = self.counts(batch)
+        shares = {
+            name: value * (counts[name] / max(1, totals[name])) for name, value in self.terms(batch).items()
+        }
+        total = torch.stack([self.weights[name] * share for name, share in shares.items()]).sum()
+        return total, {name: share.detach() for name, share in shares.items()}
+
+    def check(self, batch: Batch) -> None:  # noqa: B027 - an objective's terms always act
+        """Raise where a configured term cannot act; called once with the first batch."""
+
+    def after_step(self, step: int) -> None:  # noqa: B027 - most have nothing to do
+        """Called after every optimizer step."""
+
+    def place(self, device: torch.device) -> None:  # noqa: B027 - most hold nothing outside the module tree
+        """Move what is not a submodule (teachers)."""
+
+
+class Distillation(Program):
+    """A student, a stack of losses and the teachers they ask for; fine-tuning is a stack of gold and no teacher."""
+
+    def __init__(self, student: Student, stack: LossStack, teachers: Mapping[str, Teacher]) -> None:
+        super().__init__()
+        self.student, self.stack = student, stack
+        self._teachers = dict(teachers)
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        return self.stack.weights
+
+    def counts(self, batch: Batch) -> Mapping[str, int]:
+        return self.stack.counts(batch)
+
+    def terms(self, batch: Batch) -> Mapping[str, Tensor]:
+        return self.stack.raw(take_step(self.student, self.stack, self._teachers, batch))
+
+    def check(self, batch: Batch) -> None:
+        step = take_step(self.student, self.stack, self._teachers, batch)
+        _check_teachers(step)
+        self.stack.check(step, [parameter for parameter in self.parameters() if parameter.requires_grad])
+
+    def after_step(self, step: int) -> None:
+        for teacher in self._teachers.values():
+            teacher.after_step(step)
+
+    def place(self, device: torch.device) -> None:
+        self._teachers = {name: teacher.to(device) for name, teacher in self._teachers.items()}
+
+
+class Pretraining(Program):
+    """A model and its pretraining objective."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model, self._objective = model, objective
+        self._weights: dict[str, float] = {}
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        return self._weights
+
+    def counts(self, batch: Batch) -> Mapping[str, int]:
+        return self._objective.counts(batch)
+
+    def terms(self, batch: Batch) -> Mapping[str, Tensor]:
+        terms = self._objective.loss(self.model, batch)
+        self._weights = {name: term.weight for name, term in terms.items()}
+        return {name: term.value for name, term in terms.items()}
+
+
+def take_step(student: Student, stack: LossStack, teachers: Mapping[str, Teacher], batch: Batch) -> Step:
+    """Run each forward that the stack asks for exactly once: every teacher where a loss needs one, and the student."""
+    said = (
+        {name: teacher.outputs(batch, want=stack.needs) for name, teacher in teachers.items()}
+        if stack.needs_teacher
+        else {}
+    )
+    return Step(batch=batch, student=student(batch, stack.needs), teachers=said)
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How long, how fast, what is kept. Either `epochs` or `steps` is given."""
+
+    stage: str
+    optimizer: OptimizerSettings
+    save_every: int
+    seed: int
+    runtime: RuntimeSettings
+    config_digest: str
+    epochs: int | None = None
+    steps: int | None = None
+    keep: Literal["best", "last"] = "last"
+    metric: str = ""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    steps: int
+    seconds: float
+    tokens: int
+    best: checkpoint.Best | None
+    resumed_from: int
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass
+class Hooks:
+    """What the loop tells and asks while it runs."""
+
+    log: MetricsLog
+    progress: Progress
+    signals: Signals
+    evaluate: Callable[[], Mapping[str, float]] | None = None
+    trackers: Sequence[Callable[[Mapping[str, Any]], None]] = field(default_factory=tuple)
+
+
+def train(
+    program: Program, feed: Feed, settings: TrainSettings, hooks: Hooks, *, checkpoints: Path
+) -> TrainResult:
+    """Train until the last step, going on from the newest valid checkpoint; `program` ends with the kept weights.
+
+    Raises DivergedError (6) before a non-finite step is applied, StoppedError (75, 130) after a signal with a checkpoint
+    saved, ResourceError (7) where memory or disk runs out.
+    """
+    return _Loop(program, feed, settings, hooks, checkpoints).run()
+
+
+class _Loop:
+    """The state of one call of `train`."""
+
+    def __init__(
+        self, program: Program, feed: Feed, settings: TrainSettings, hooks: Hooks, checkpoints: Path
+    ) -> None:
+        self.program, self.feed, self.settings, self.hooks, self.root = (
+            program,
+            feed,
+            settings,
+            hooks,
+            checkpoints,
+        )
+        self.accelerator = make_accelerator(settings.runtime)
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.device = self.accelerator.device
+        program.to(self.device)
+        program.place(self.device)
+        self.optimizer = build_optimizer(program, settings.optimizer)
+        self.key = checkpoint.Key(
+            config=settings.config_digest,
+            data=feed.digest,
+            world=self.world,
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+        )
+        self.total = _total_steps(feed, settings)
+
+    def run(self) -> TrainResult:
+        self.state, remarks = checkpoint.resume(self.root, self.key, self.program, self.optimizer)
+        start = self.state.step
+        for remark in remarks:
+            self.hooks.progress.say(f"{self.settings.stage}: {remark}")
+        if self.rank == 0:
+            self.hooks.log.rewind(self.settings.stage, start)
+        if start:
+            self.hooks.progress.say(f"{self.settings.stage}: going on after step {start} of {self.total}")
+        if start < self.total:
+            self._prepare()
+            self._steps()
+        if self.settings.keep == "best" and self.state.best is not None:
+            checkpoint.load_weights(self.root, self.state.best.step, self.program)
+        self.hooks.progress.close()
+        return TrainResult(
+            self.total, self.state.seconds, self.state.tokens, self.state.best, start, tuple(remarks)
+        )
+
+    def _prepare(self) -> None:
+        self.program.train()
+        first = self.feed.step(self.state.epoch, self.state.index)[0].to(self.device)
+        torch.manual_seed(_key(self.settings, self.state.step, 0))
+        self.program.check(first)
+        self.wrapped: nn.Module = self.accelerator.prepare_model(self.program)
+        if self.settings.runtime.compile:
+            self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
+        self.scaler = self.accelerator.scaler
+        if self.scaler is not None and self.state.scaler:
+            self.scaler.update(self.state.scaler)
+
+    def _steps(self) -> None:
+        clock, seconds = time.monotonic(), self.state.seconds
+        window = _Window()
+        while self.state.step < self.total:
+            epoch, index = self.state.epoch, self.state.index
+            micros = self.feed.step(epoch, index)
+            terms, norm = self._one_step(micros)
+            last_of_epoch = index + 1 == self.feed.num_steps(epoch)
+            window.add(micros)
+            self.state = replace(
+                self.state,
+                step=self.state.step + 1,
+                epoch=epoch + last_of_epoch,
+                index=0 if last_of_epoch else index + 1,
+                seconds=seconds + time.monotonic() - clock,
+                tokens=self.state.tokens + sum(micro.num_tokens for micro in micros),
+                scaler=float(self.scaler.get_scale()) if self.scaler is not None else 0.0,
+            )
+            done = self.state.step == self.total
+            if done or self.state.step % self.settings.runtime.log_every == 0:
+                self._log(terms, norm, micros, window)
+                window = _Window()
+            evaluated = (last_of_epoch or done) and self._evaluate()
+            if done or evaluated or self.state.step % self.settings.save_every == 0:
+                self._save()
+            self._stop_if_asked(saved=done)
+
+    def _one_step(self, micros: list[Batch]) -> tuple[dict[str, Tensor], float]:
+        """Forward and backward of this rank's micro-batches, one optimizer step; (terms of the whole step, norm)."""
+        totals: Counter[str] = Counter()
+        for micro in micros:
+            totals.update(self.program.counts(micro))
+        mine = list(range(self.rank, len(micros), self.world))
+        absent = (
+            not mine
+        )  # a rank without a share still takes part in the exchange of gradients, with weight 0
+        sums: dict[str, Tensor] = {}
+        for position, index in enumerate(mine or [0]):
+            torch.manual_seed(_key(self.settings, self.state.step, index))
+            last = position + 1 == max(1, len(mine))
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                total, shares = self._forward(micros[index].to(self.device), totals)
+                factor = 0.0 if absent else float(self.world)  # DDP averages over ranks; shares add up
+                self.accelerator.backward(total * factor if factor != 1.0 else total)
+            for name, share in shares.items():
+                share = share * 0.0 if absent else share
+                sums[name] = sums[name] + share if name in sums else share
+        return sums, self._apply(sums, micros)
+
+    def _forward(self, batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
+        try:
+            result: tuple[Tensor, dict[str, Tensor]] = self.wrapped(batch, totals)
+        except torch.OutOfMemoryError as error:
+            raise ResourceError(
+                f"out of GPU memory: {str(error).splitlines()[0]}",
+                where=self.settings.stage,
+                hint="raise `batch.micro`: the result stays the same",
+            ) from None
+        return result
+
+    def _apply(self, sums: Mapping[str, Tensor], micros: list[Batch]) -> float:
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        norm = float(clip_gradient(self.program, self.settings.optimizer.clip))
+        if not math.isfinite(norm) and (
+            self.scaler is None or not all(bool(torch.isfinite(v)) for v in sums.values())
+        ):
+            self._diverged(sums, micros, norm)
+        set_lr(self.optimizer, lr_at(self.state.step, self.total, self.settings.optimizer))
+        if self.scaler is not None:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.program.after_step(self.state.step + 1)
+        return norm
+
+    def _diverged(self, sums: Mapping[str, Tensor], micros: list[Batch], norm: float) -> None:
+        """Stop before the step is applied, and leave a record of what it was made of."""
+        bad = [name for name, value in sums.items() if not bool(torch.isfinite(value))]
+        ids = [example for micro in micros for example in micro.ids.tolist()]
+        record = {
+            "stage": self.settings.stage,
+            "step": self.state.step + 1,
+            "diverged": bad or ["gradient"],
+            "ids": ids,
+        }
+        if self.rank == 0:
+            self.hooks.log.append(record)
+        what = f"term {', '.join(map(repr, bad))}" if bad else f"the gradient (norm {norm})"
+        raise DivergedError(
+            f"{what} stopped being finite at step {self.state.step + 1}; the step was not applied (example ids {ids[:8]}...)",
+            where=self.settings.stage,
+            hint="lower optimizer.lr, or look at these rows; metrics.jsonl lists all ids",
+        )
+
+    def _log(self, terms: Mapping[str, Tensor], norm: float, micros: list[Batch], window: _Window) -> None:
+        values = {name: float(value) for name, value in self._over_ranks(terms).items()}
+        step = self.state.step
+        record: dict[str, Any] = {
+            "stage": self.settings.stage,
+            "step": step,
+            "epoch": self.state.epoch,
+            "total": sum(self.program.weights[name] * value for name, value in values.items()),
+            "terms": values,
+            "weighted": {name: self.program.weights[name] * value for name, value in values.items()},
+            "lr": lr_at(step - 1, self.total, self.settings.optimizer),
+            "grad_norm": norm,
+            "tokens_per_s": window.speed,
+            "padding": window.padding,
+            "seconds": self.state.seconds,
+            "eta_seconds": (self.total - step) * self.state.seconds / step,
+        }
+        if len(values) > 1 and (step // self.settings.runtime.log_every) % PROBE_EVERY == 1:
+            record["gradient_share"] = self._gradient_shares(micros[0].to(self.device))
+        if self.rank == 0:
+            self.hooks.log.append(record)
+            self.hooks.progress.step(self.settings.stage, step, self.total, record)
+            for tracker in self.hooks.trackers:
+                tracker(record)
+
+    def _gradient_shares(self, batch: Batch) -> dict[str, float]:
+        """On a graph of its own, with dropout drawn anew: the training step is not touched."""
+        terms = self.program.terms(batch)
+        weighted = {name: self.program.weights[name] * value for name, value in terms.items()}
+        return gradient_shares(
+            weighted, [parameter for parameter in self.program.parameters() if parameter.requires_grad]
+        )
+
+    def _over_ranks(self, terms: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if self.world == 1:
+            return terms
+        stacked = torch.stack([value.float() for value in terms.values()])
+        dist.all_reduce(stacked)
+        return dict(zip(terms, stacked.unbind(), strict=True))
+
+    def _evaluate(self) -> bool:
+        if self.hooks.evaluate is None:
+            return False
+        metrics = dict(self.hooks.evaluate())
+        self.program.train()
+        value = metrics[self.settings.metric]
+        if self.state.best is None or value > self.state.best.value:
+            self.state = replace(self.state, best=checkpoint.Best(self.state.step, value, metrics))
+        if self.rank == 0:
+            self.hooks.log.append(
+                {
+                    "stage": self.settings.stage,
+                    "step": self.state.step,
+                    "epoch": self.state.epoch,
+                    "validation": metrics,
+                }
+            )
+        return True
+
+    def _save(self) -> None:
+        if self.rank == 0:
+            self.hooks.log.flush()
+            keep = self.settings.runtime.keep_checkpoints
+            checkpoint.save(self.root, self.state, self.key, self.program, self.optimizer, keep=keep)
+        self.accelerator.wait_for_everyone()
+
+    def _stop_if_asked(self, *, saved: bool) -> None:
+        """All ranks stop after the same step, whichever was asked."""
+        asked = torch.tensor([float(self.hooks.signals.stopping), float(self.hooks.signals.interrupted)])
+        if self.world > 1:
+            asked = asked.to(self.device)
+            dist.all_reduce(asked)
+        if asked[0] and not saved:
+            self._save()
+            self.hooks.progress.close()
+            raise StoppedError(
+                f"stopped by a signal after step {self.state.step} of {self.total} of {self.settings.stage}; everything is saved",
+                interrupted=bool(asked[1]),
+                hint="the same command goes on",
+            )
+
+
+class _Window:
+    """Speed and padding between two logged steps."""
+
+    def __init__(self) -> None:
+        self.start, self.real, self.all = time.monotonic(), 0, 0
+
+    def add(self, micros: Sequence[Batch]) -> None:
+        self.real += sum(micro.num_tokens for micro in micros)
+        self.all += sum(micro.mask.numel() for micro in micros)
+
+    @property
+    def speed(self) -> float:
+        return self.real / max(1e-9, time.monotonic() - self.start)
+
+    @property
+    def padding(self) -> float:
+        return 1 - self.real / max(1, self.all)
+
+
+def make_accelerator(runtime: RuntimeSettings) -> Accelerator:
+    """Device, precision and wrapping. Raises MissingError (5) for a GPU that is not there, ConfigError (2) for fp16 on CPU."""
+    if runtime.device == "cuda" and not torch.cuda.is_available():
+        raise MissingError(
+            "there is no CUDA device", where="runtime.device", hint="set runtime.device: cpu, or auto"
+        )
+    on_cpu = runtime.device == "cpu" or not torch.cuda.is_available()
+    precision = resolve_precision(runtime, on_cpu)
+    if runtime.threads is not None:
+        torch.set_num_threads(runtime.threads)
+    AcceleratorState._reset_state()  # it is a singleton; another run in this process may use another precision
+    return Accelerator(
+        cpu=on_cpu,
+        mixed_precision={"fp32": "no"}.get(precision, precision),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+
+
+def resolve_precision(runtime: RuntimeSettings, on_cpu: bool) -> str:
+    """fp32, bf16 or fp16; auto is bf16 where the hardware computes in it."""
+    if runtime.precision == "fp16" and on_cpu:
+        raise ConfigError(
+            "fp16 training needs a GPU",
+            where="runtime.precision, runtime.device",
+            hint="use bf16 or fp32 on a CPU",
+        )
+    if runtime.precision != "auto":
+        return runtime.precision
+    if on_cpu:
+        return (
+            "bf16" if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else "fp32"
+        )
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+
+
+def _total_steps(feed: Feed, settings: TrainSettings) -> int:
+    if settings.steps is not None:
+        return settings.steps
+    if settings.epochs is None:
+        raise ConfigError("neither epochs nor steps are given", where=settings.stage)
+    return sum(feed.num_steps(epoch) for epoch in range(settings.epochs))
+
+
+def _key(settings: TrainSettings, step: int, micro: int) -> int:
+    """Seed of torch's generator for one micro-batch: the one place where the global generator is set, because dropout
+    draws from nothing else."""
+    text = f"{settings.seed} {settings.stage} {step} {micro}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def _check_teachers(step: Step) -> None:
+    for name, outputs in step.teachers.items():
+        for tensor in (outputs.logits, *outputs.hidden):
+            if not bool(torch.isfinite(tensor).all()):
+                raise DivergedError(
+                    f"teacher {name!r} gives NaN or infinity (example ids {step.batch.ids.tolist()[:8]})",
+                    where="teacher",
+                    hint="nothing was trained; look at the teacher's weights",
+                )
