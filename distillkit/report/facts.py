@@ -132,7 +132,7 @@ class BenchRow:
 class RunFacts:
     """What one run asked for and what came out."""
 
-    __pydantic_config__ = ConfigDict(ser_json_inf_nan="strings", extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: str
     task: TaskFacts
@@ -164,21 +164,24 @@ _ADAPTER = TypeAdapter(RunFacts)
 
 
 def save_facts(facts: RunFacts, path: Path) -> None:
-    """Write the facts as JSON."""
-    path.write_bytes(_ADAPTER.dump_json(facts, indent=1))
+    """Write the facts as ASCII JSON (Python's `NaN` and `Infinity` where a figure is not finite)."""
+    path.write_text(json.dumps(_ADAPTER.dump_python(facts), indent=1), encoding="ascii")
 
 
 def load_facts(path: Path) -> RunFacts:
     """Read what `save_facts` wrote; IntegrityError (8): damaged, or of another version."""
     try:
-        return _ADAPTER.validate_json(path.read_bytes())
+        return _ADAPTER.validate_python(json.loads(path.read_bytes()))
     except ValidationError as error:
         first = error.errors()[0]
-        raise IntegrityError(
-            f"not the facts of a run: {'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}",
-            where=path.name,
-            hint="write the report of that run again: distillkit report RUN",
-        ) from error
+        problem = f"{'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}"
+    except ValueError as error:
+        problem = str(error)
+    raise IntegrityError(
+        f"not the facts of a run: {problem}",
+        where=path.name,
+        hint="write the report of that run again: distillkit report RUN",
+    )
 
 
 def flat_settings(config: Mapping[str, Any], origins: Mapping[str, str]) -> tuple[Setting, ...]:

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 import matplotlib
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -107,7 +107,7 @@ def training(curve: Curve) -> Markup:
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             order = terms if set(terms) & set(series) else list(series)
             for name, (steps, values) in series.items():
-                axes.plot(steps, values, label=text.shorten(text.clean(name), 24), **_line_style(name, order))
+                axes.plot(steps, values, label=text.label(name), **_line_style(name, order))
             if title == _SHARES:
                 axes.set_ylim(0, 1)
                 axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -278,7 +278,7 @@ def _handles(rows: Sequence[BenchRow]) -> list[Line2D]:
             linestyle=_dash(row),
             marker=_mark(row),
             markersize=5,
-            label=f"{row.role}, {text.backend(row.backend)}",
+            label=f"{text.label(row.role)}, {text.backend(row.backend)}",
         )
         for row in rows
     ]
@@ -286,7 +286,7 @@ def _handles(rows: Sequence[BenchRow]) -> list[Line2D]:
 
 def _svg(title: str, inches: tuple[float, float], draw: Callable[[Figure], None]) -> Markup:
     """Draw into a figure and return it as SVG for an HTML page, safe to print as it is."""
-    sink = io.StringIO()
+    sink, title = io.StringIO(), text.clean(title)
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=inches, layout="constrained")
@@ -309,4 +309,4 @@ def _for_page(svg: str, title: str) -> str:
     body = re.sub(r' transform="rotate\(-0 [^"]*"|; font-family: [^;"]*', "", body)
     for color, variable in _VARIABLES.items():
         body = body.replace(color, variable)
-    return body.replace("<svg", f'<svg role="img" aria-label="{text.clean(title)}"', 1)
+    return body.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)

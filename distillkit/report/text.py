@@ -20,7 +20,8 @@ BACKEND_NAMES = {"onnxruntime": "ONNX Runtime", "pytorch": "PyTorch"}
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _INVISIBLE = re.compile("[\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
-_HOME = re.compile(r"(?:/home/|/Users/|[A-Za-z]:\\+Users\\+)[^/\\\s\"']+|/root(?![\w.-])")
+_HOME = re.compile(r"(?<![\w.])(?:(?:/home/|/Users/|[A-Za-z]:\\+Users\\+)[^/\\\s\"']+|/root(?![\w.-]))")
+_LABEL = 32
 _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -53,10 +54,11 @@ def scaled(value: float | None) -> str:
     """Three digits and a decimal prefix: `4.39 M`, `1.2 G`."""
     if value is None:
         return "–"
+    rounded = float(f"{value:.3g}")
     for factor, prefix in _SCALES:
-        if abs(value) >= factor:
-            return f"{value / factor:.3g} {prefix}" if abs(value) < 999.5 * factor else f"{value:.3g}"
-    return f"{value:.3g}"
+        if abs(rounded) >= factor:
+            return f"{rounded / factor:.4g} {prefix}"
+    return f"{rounded:g}"
 
 
 def size(value: float | None) -> str:
@@ -80,7 +82,7 @@ def milliseconds(value: float | None) -> str:
 
 def duration(seconds: float) -> str:
     """`8.2 s`, `3 min 20 s`, `2 h 05 min`."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
@@ -109,11 +111,18 @@ def provider(name: str) -> str:
 
 
 def metric(name: str) -> str:
-    return METRIC_NAMES.get(name, name)
+    """The metric in words; an unknown one by its name."""
+    return METRIC_NAMES.get(name, label(name))
 
 
 def backend(name: str) -> str:
-    return BACKEND_NAMES.get(name, name)
+    """The runtime's proper name; an unknown one as it is."""
+    return BACKEND_NAMES.get(name, label(name))
+
+
+def label(name: str) -> str:
+    """A name for a legend or an axis: harmless and short."""
+    return shorten(clean(name), _LABEL)
 
 
 def _picture(match: re.Match[str]) -> str:

@@ -137,7 +137,7 @@ def classification() -> RunFacts:
             Example(("unflinchingly bleak and desperate",), "negative", "positive", "negative", 0.62, 0.83),
             Example(
                 (
-                    "allows us to hope that nolan is poised to embark a major career as a commercial yet inventive filmmaker . "
+                    "allows us to hope that a major career as a commercial yet inventive filmmaker begins . "
                     * 2,
                 ),
                 "positive",
