@@ -1,8 +1,8 @@
 """Reads a table of rows (CSV, TSV, JSON Lines, Parquet, each also .gz) and accepts nothing silently.
 
-Every problem is told with file, line, column and value, up to twenty of them in one pass. What can be used but
-deserves a word becomes a note. Cells come out as they stand in the file: CSV cells are strings ("NA" and "null"
-included), JSON cells have their JSON type; what they mean is decided by the task (tasks.py).
+Every problem is told with file, line, column and value, up to twenty of them in one pass. What can be used
+but deserves a word becomes a note. Cells come out as they stand in the file: CSV cells are strings ("NA" and
+"null" included), JSON cells have their JSON type; what they mean is decided by the task (tasks.py).
 """
 
 from __future__ import annotations

@@ -7,8 +7,10 @@ positions in `Labels.names`, which is sorted (numerically where all names are wh
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import math
+import os
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -22,12 +24,15 @@ from numpy.typing import NDArray
 
 from distillkit.data.builtin import builtin_table
 from distillkit.data.hub import hub_table
-from distillkit.data.reading import Problems, Table, check_file, find_tables, read_table
+from distillkit.data.reading import Problems, Table, check_file, find_tables, read_table, shown
 from distillkit.errors import ConfigError, DataError
 from distillkit.settings import Labels, TaskSettings
 
 _BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")
 _INTEGER = re.compile(r"-?\d+")
+_DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?")
+_MOST_CLASSES = 1000
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -80,25 +85,21 @@ class Classification(Kind):
     """One class per row. A cell is a string, a whole number or a boolean; its text is the class name."""
 
     def labels(self, settings: TaskSettings, train: Table) -> Labels:
-        cells = train.columns[settings.label]
-        found = Counter(_class_name(cell) for cell in cells if _class_name(cell))
-        _one_type(train, settings.label)
+        found = {name for name in map(_class_name, train.columns[settings.label]) if name}
+        _one_type(train, settings)
         if settings.labels is not None:
-            twice = [name for name, count in Counter(settings.labels).items() if count > 1]
-            if twice:
-                raise ConfigError(
-                    f"label {twice[0]!r} is listed twice", where="task.labels", hint="a label is one class"
-                )
+            _check_listed(settings.labels, found)
             return Labels(kind="classification", names=settings.labels)
+        found = {name for name in found if not (_INTEGER.fullmatch(name) and name.startswith("-"))}
         if len(found) == 1 and not settings.allow_single_class:
             raise DataError(
-                f"all training rows have the label {next(iter(found))!r}",
+                f"all training rows have the label {shown(next(iter(found)))}",
                 where=str(train.path),
                 hint="set task.allow_single_class: true to go on",
             )
         numeric = all(_INTEGER.fullmatch(name) for name in found)
-        names = sorted(found, key=int) if numeric else sorted(found)
-        if len(names) > 1000:
+        names = sorted(found, key=lambda name: (int(name), name)) if numeric else sorted(found)
+        if len(names) > _MOST_CLASSES:
             raise DataError(
                 f"{len(names)} different labels",
                 where=f"{train.path}, column {settings.label!r}",
@@ -107,16 +108,20 @@ class Classification(Kind):
         return Labels(kind="classification", names=tuple(names))
 
     def answer(self, cell: Any, labels: Labels) -> int:
+        if isinstance(cell, list | dict):
+            raise ValueError(f"{shown(cell)} is not one class")
+        if isinstance(cell, float):
+            raise ValueError(f"{cell!r} is not a class; use task.kind: regression?")
         name = _class_name(cell)
         if not name:
             raise ValueError("the label is missing")
-        if isinstance(cell, float):
-            raise ValueError(f"{cell!r} is not a class; use task.kind: regression?")
+        if surrogate := _half_character(name):
+            raise ValueError(surrogate)
         if name not in labels.names:
-            shown = ", ".join(map(repr, labels.names[:10]))
+            known = ", ".join(map(shown, labels.names[:10]))
             range_note = f", 0 to {labels.num_labels - 1}" if _INTEGER.fullmatch(name) else ""
             raise ValueError(
-                f"label {name!r} is not one of the task's {labels.num_labels} labels ({shown}{range_note})"
+                f"label {shown(name)} is not one of the task's {labels.num_labels} labels ({known}{range_note})"
             )
         return labels.names.index(name)
 
@@ -140,11 +145,13 @@ class Regression(Kind):
         if cell is None or cell == "":
             raise ValueError("the target is missing")
         try:
-            value = float(cell) if not isinstance(cell, bool) else math.nan
-        except (TypeError, ValueError):
-            raise ValueError(f"{cell!r} is not a number") from None
-        if not math.isfinite(value):
-            raise ValueError(f"the target {cell!r} is not a finite number")
+            if isinstance(cell, bool) or "_" in str(cell):
+                raise ValueError
+            value = float(cell)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"{shown(cell)} is not a number") from None
+        if not abs(value) <= _LARGEST:
+            raise ValueError(f"the target {shown(cell)} is not a finite number (of 32 bits)")
         return value
 
     def array(self, answers: Sequence[int | float]) -> NDArray[Any]:
@@ -197,7 +204,7 @@ def _table(settings: TaskSettings, source: str, split: str, base: Path) -> Table
         return builtin_table(source.removeprefix("builtin:"), split, columns)
     if source.startswith("hf:"):
         return hub_table(source.removeprefix("hf:"), split, columns)
-    if any(sign in source for sign in "*?["):
+    if any(sign in source for sign in "*?[") and not os.path.lexists(base / source):
         raise ConfigError(
             f"{source!r} is a pattern",
             where=f"task.{split}",
@@ -264,11 +271,16 @@ def _text_problem(name: str, text: Any) -> str:
     if text is None:
         return f"column {name!r} is missing"
     if not isinstance(text, str):
-        return f"column {name!r} is {type(text).__name__} {text!r}, not text"
+        return f"column {name!r} is {type(text).__name__} {shown(text)}, not text"
+    surrogate = _half_character(text)
+    return f"column {name!r} {surrogate}" if surrogate else ""
+
+
+def _half_character(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return f"column {name!r} holds half a character (a lone surrogate, \\u{ord(text[error.start]):04x})"
+        return f"holds half a character (a lone surrogate, \\u{ord(text[error.start]):04x})"
     return ""
 
 
@@ -286,30 +298,63 @@ def _oddities(segments: Sequence[str], max_chars: int) -> list[str]:
 
 
 def _class_name(cell: Any) -> str:
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+    if cell is None or isinstance(cell, list | dict) or (isinstance(cell, float) and math.isnan(cell)):
         return ""
-    return str(cell).strip() if isinstance(cell, str) else str(cell)
+    return cell.strip() if isinstance(cell, str) else str(cell)
 
 
-def _one_type(table: Table, column: str) -> None:
-    """Refuse labels of several types: 0 and "zero" in one column are a mistake, not two classes."""
+def _check_listed(names: tuple[str, ...], found: set[str]) -> None:
+    """The recipe's list and the training rows name the same classes, each once."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ConfigError(
+            f"label {shown(twice[0])} is listed twice", where="task.labels", hint="a label is one class"
+        )
+    unused = [name for name in names if name not in found]
+    if unused:
+        close = difflib.get_close_matches(unused[0], found - set(names), n=1)
+        hint = f"did you mean {shown(close[0])}? " if close else ""
+        raise ConfigError(
+            f"no training row has the label {', '.join(map(shown, unused[:10]))}",
+            where="task.labels",
+            hint=f"{hint}found: {', '.join(map(shown, sorted(found)[:10]))}",
+        )
+
+
+def _one_type(table: Table, settings: TaskSettings) -> None:
+    """Refuse decimals, and labels of several types: 0 and "zero" in one column are a mistake, not two classes.
+
+    A list of names in the recipe says that digits and decimals are names; JSON types must agree all the same.
+    """
     first: dict[str, tuple[int, Any]] = {}
-    for line, cell in zip(table.lines, table.columns[column], strict=True):
+    for line, cell in zip(table.lines, table.columns[settings.label], strict=True):
         if cell is not None and cell != "":
-            first.setdefault(_label_type(cell), (line, cell))
-    if len(first) > 1:
-        shown = "; ".join(f"{cell!r} at line {line}" for line, cell in first.values())
+            kind = type(cell).__name__ if settings.labels is not None else _label_type(cell)
+            first.setdefault(kind, (line, cell))
+    hint = "write them one way, or list the names in task.labels"
+    if "decimal" in first:
+        line, cell = first["decimal"]
         raise DataError(
-            f"column {column!r} mixes types of labels: {shown}",
+            f"{shown(cell)} is not a class; use task.kind: regression?",
+            where=f"{table.path}:{line}",
+            hint=hint,
+        )
+    if len(first) > 1:
+        places = "; ".join(f"{shown(cell)} at line {line}" for line, cell in first.values())
+        raise DataError(
+            f"column {settings.label!r} mixes types of labels: {places}",
             where=f"{table.path}:{max(line for line, _ in first.values())}",
-            hint="write them one way",
+            hint=hint,
         )
 
 
 def _label_type(cell: Any) -> str:
-    if isinstance(cell, str):
-        return "whole number" if _INTEGER.fullmatch(cell.strip()) else "text"
-    return "whole number" if isinstance(cell, int) and not isinstance(cell, bool) else type(cell).__name__
+    """The JSON type of a label; strings are told apart by what they spell."""
+    if not isinstance(cell, str):
+        return type(cell).__name__
+    if _INTEGER.fullmatch(cell.strip()):
+        return "digits"
+    return "decimal" if _DECIMAL.fullmatch(cell.strip()) else "text"
 
 
 def _hold_out(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
