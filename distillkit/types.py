@@ -48,6 +48,7 @@ class Batch:
     labels: `[B]` class ids (int64) or targets (float32); `[B, L]` for token tasks (-100 = not counted); None: unlabelled.
     mask: `[B, L]` bool, True at real tokens, the positions that hidden-state losses count.
     ids: `[B]` int64 stable example ids, so that teacher outputs can be cached and joined.
+    sequence_labels: `[B]` int64, a label of each sequence beside the labels of its tokens (NSP); None where there is none.
     full: nothing is padded, known without looking at the mask; attention then needs none.
     texts: the raw texts, for teachers that take no token ids; a tuple per example, one entry per segment.
     """
@@ -57,6 +58,7 @@ class Batch:
     mask: Tensor
     ids: Tensor
     texts: tuple[tuple[str, ...], ...] | None = None
+    sequence_labels: Tensor | None = None
     full: bool = False
 
     @property
@@ -75,6 +77,9 @@ class Batch:
             labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
             mask=self.mask.to(device, non_blocking=True),
             ids=self.ids.to(device, non_blocking=True),
+            sequence_labels=None
+            if self.sequence_labels is None
+            else self.sequence_labels.to(device, non_blocking=True),
         )
 
 

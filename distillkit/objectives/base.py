@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -62,23 +64,9 @@ class Objective(ABC):
         return {}
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Sequences of token ids of one epoch, ragged.
-
-    tokens: flat int32; offsets: int64 `[n + 1]`; segment_starts: int32 `[n]`, where the second segment begins (or the
-    length, where there is none); labels: int64 `[n]`, a label per sequence (NSP), or all -100.
-    """
-
-    tokens: np.ndarray
-    offsets: np.ndarray
-    segment_starts: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
+class Examples(Protocol):
+    """The training sequences of one epoch; what else it holds is its objective's own."""
 
     @property
-    def lengths(self) -> np.ndarray:
-        lengths: np.ndarray = np.diff(self.offsets)
-        return lengths
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each sequence, special tokens included."""
