@@ -65,8 +65,8 @@ def _front_matter(facts: RunFacts) -> ModelCardData:
                 dataset_type=text.clean(facts.name),
                 dataset_name=text.clean(facts.name),
                 dataset_split=facts.task.measured_on,
-                metric_type=_METRIC_TYPES.get(name, name),
-                metric_name=name,
+                metric_type=_METRIC_TYPES.get(name, text.label(name)),
+                metric_name=text.label(name),
                 metric_value=round(measured.value, 4),
             )
             for name, measured in facts.student.metrics.items()

@@ -11,7 +11,6 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -32,6 +31,7 @@ from matplotlib.ticker import (
 
 from distillkit.metrics import Calibration, Measured
 from distillkit.report import text
+from distillkit.report.curves import thin
 from distillkit.report.facts import BenchRow, Curve, Point
 from distillkit.report.summary import same_row
 
@@ -71,7 +71,6 @@ _STYLE = {
     "lines.linewidth": 1.6,
     "axes.unicode_minus": True,
 }
-_POINTS_PER_LINE = 160
 
 
 def quality(measured: Mapping[str, tuple[Measured, Measured]], baseline: Mapping[str, float]) -> Markup:
@@ -96,7 +95,7 @@ def quality(measured: Mapping[str, tuple[Measured, Measured]], baseline: Mapping
 
 def training(curve: Curve) -> Markup:
     """The losses of one stage: each term raw, weighted, its share of the gradient; the evaluations."""
-    points = thin(curve.points, _POINTS_PER_LINE)
+    points = thin(curve.points)
     panels = _training_panels(points, curve)
     terms = list(dict.fromkeys(name for point in points for name in point.raw))
 
@@ -151,28 +150,6 @@ def _line_style(name: str, order: Sequence[str]) -> dict[str, Any]:
         return {"color": _INK, "linewidth": 1.2, "linestyle": "-"}
     place = order.index(name)
     return {"color": PALETTE[place % len(PALETTE)], "linestyle": _DASHES[place % len(_DASHES)]}
-
-
-def thin(points: Sequence[Point], limit: int) -> tuple[Point, ...]:
-    """At most `limit` points, each the mean of a run of logged steps, at the step that ends the run."""
-    if len(points) <= limit:
-        return tuple(points)
-    edges = [round(index * len(points) / limit) for index in range(limit + 1)]
-    return tuple(_mean_point(points[start:end]) for start, end in pairwise(edges))
-
-
-def _mean_point(points: Sequence[Point]) -> Point:
-    def mean(pick: Callable[[Point], Mapping[str, float]]) -> dict[str, float]:
-        lines = _series([(point.step, pick(point)) for point in points])
-        return {name: sum(values) / len(values) for name, (_, values) in lines.items()}
-
-    return Point(
-        step=points[-1].step,
-        total=sum(point.total for point in points) / len(points),
-        raw=mean(lambda point: point.raw),
-        weighted=mean(lambda point: point.weighted),
-        shares=mean(lambda point: point.shares),
-    )
 
 
 def reliability(teacher: Calibration, student: Calibration) -> Markup:
