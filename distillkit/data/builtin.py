@@ -57,9 +57,9 @@ def builtin_rows(name: str) -> Iterator[tuple[str, str]]:
                 yield row["text"], row["label"]
         return
     with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if row["source"] == "imdb":
-                yield row["text"].replace("<br />", "\n"), LABELS[row["label"]]
+        for text, label, source in csv.reader(file):
+            if source == "imdb":
+                yield text.replace("<br />", "\n"), LABELS[label]
 
 
 def builtin_texts(name: str) -> Iterator[str]:

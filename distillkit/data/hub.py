@@ -1,4 +1,4 @@
-"""A Hugging Face dataset by name (`hf:NAME` or `hf:NAME/CONFIG`), only where the recipe says so.
+"""A Hugging Face dataset by name (`hf:OWNER/NAME`, `hf:OWNER/NAME/CONFIG`, then `@SPLIT`), where a recipe says so.
 
 `datasets` never runs code of the dataset here; what it gives passes the same checks as a file.
 """
@@ -7,23 +7,39 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from distillkit.data.reading import Table, missing_column
-from distillkit.errors import MissingError
+from distillkit.data.reading import Table, missing_column, shown
+from distillkit.errors import ConfigError, MissingError
+
+_SOURCE = re.compile(
+    r"(?P<name>[\w-][\w.-]*(/[\w-][\w.-]*)?)(/(?P<config>[\w-][\w.-]*))?(@(?P<split>[\w.-]+))?"
+)
 
 
-def hub_table(name: str, split: str, columns: Sequence[str]) -> Table:
-    """The wanted columns of one split. Raises MissingError (5) where the hub or the dataset cannot be reached."""
+def hub_table(source: str, split: str, columns: Sequence[str]) -> Table:
+    """The wanted columns of one split (of the one that `source` names after `@`, where it does).
+
+    Raises ConfigError (2) for a malformed name, MissingError (5) where the hub or the dataset cannot be reached.
+    """
     import datasets
 
+    match = _SOURCE.fullmatch(source)
+    if match is None:
+        raise ConfigError(
+            f"hf:{source!r} is not the name of a dataset",
+            where=f"task.{split}",
+            hint="hf:OWNER/NAME@SPLIT, or hf:OWNER/NAME/CONFIG@SPLIT",
+        )
+    name, split = match["name"], match["split"] or split
     try:
-        data = datasets.load_dataset(name, split=split)
+        data = datasets.load_dataset(name, match["config"], split=split)
     except Exception as error:  # the library and its transports raise many types
         raise MissingError(
-            f"dataset {name!r}, split {split!r}: {str(error).splitlines()[0]}",
-            where=f"task.{split}",
+            f"dataset {name!r}, split {split!r}: {shown(' '.join(str(error).split()))[:200]}",
+            where=f"hf:{source}",
             hint="check the name and the network, or use a file",
         ) from None
     for column in columns:

@@ -80,6 +80,10 @@ class Kind(ABC):
     def array(self, answers: Sequence[int | float]) -> NDArray[Any]:
         """Answers as an array of the dtype that losses expect."""
 
+    def anchors(self, rows: Rows) -> NDArray[np.int64]:
+        """Positions of rows that training cannot do without: here the first."""
+        return np.zeros(1, dtype=np.int64)
+
 
 class Classification(Kind):
     """One class per row. A cell is a string, a whole number or a boolean; its text is the class name."""
@@ -128,6 +132,11 @@ class Classification(Kind):
     def array(self, answers: Sequence[int | float]) -> NDArray[Any]:
         return np.asarray(answers, dtype=np.int64)
 
+    def anchors(self, rows: Rows) -> NDArray[np.int64]:
+        """The first row of every class."""
+        first: NDArray[np.int64] = np.unique(rows.labels, return_index=True)[1]  # type: ignore[call-overload]
+        return first
+
 
 class Regression(Kind):
     """One finite number per row."""
@@ -169,7 +178,7 @@ def load_task(settings: TaskSettings, *, base: Path, seed: int) -> Task:
         source = getattr(settings, split)
         if source is not None:
             tables[split] = _table(settings, source, split, base)
-        elif (base / settings.train).is_dir() and split in find_tables(base / settings.train):
+        elif _brings(settings.train, split, base):
             tables[split] = _table(settings, settings.train, split, base)
     labels = kind.labels(settings, tables["train"])
     notes = [note for table in tables.values() for note in table.notes]
@@ -178,13 +187,23 @@ def load_task(settings: TaskSettings, *, base: Path, seed: int) -> Task:
         splits[split], more = _rows(settings, kind, labels, table)
         notes += more
     if "validation" not in splits:
-        splits["train"], splits["validation"] = _hold_out(splits["train"], settings.holdout, seed)
+        rows = splits["train"]
+        anchors = kind.anchors(rows)
+        splits["train"], splits["validation"] = _hold_out(rows, anchors, settings.holdout, seed)
         notes.append(
             f"no validation rows given: {len(splits['validation'])} rows held out of train (seed {seed})"
         )
     notes += _leaks(splits)
     _classes_seen(settings, labels, splits, notes)
     return Task(settings, labels, splits["train"], splits["validation"], splits.get("test"), tuple(notes))
+
+
+def _brings(source: str, split: str, base: Path) -> bool:
+    """Whether a source of training rows has that split of its own."""
+    if source.startswith("builtin:"):
+        return split == "validation"
+    path = base / source
+    return path.is_dir() and split in find_tables(path)
 
 
 def text_columns(settings: TaskSettings) -> tuple[str, ...]:
@@ -357,16 +376,25 @@ def _label_type(cell: Any) -> str:
     return "decimal" if _DECIMAL.fullmatch(cell.strip()) else "text"
 
 
-def _hold_out(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
-    order = np.random.default_rng([seed, 0x686F6C64]).permutation(len(rows))
-    size = max(1, round(share * len(rows)))
-    if size >= len(rows):
+def _hold_out(rows: Rows, anchors: NDArray[np.int64], share: float, seed: int) -> tuple[Rows, Rows]:
+    """Random rows of train as validation; equal texts stay on one side, rows equal to an anchor in train."""
+    number: dict[tuple[str, ...], int] = {}
+    group = np.array([number.setdefault(texts, len(number)) for texts in rows.texts])
+    sizes = np.bincount(group)
+    sizes[group[anchors]] = 0
+    order = np.random.default_rng([seed, 0x686F6C64]).permutation(len(sizes))
+    order = order[sizes[order] > 0]
+    if len(order) == 0:
         raise DataError(
             f"{len(rows)} rows are too few to hold any out",
             where="task.validation",
             hint="give a validation file",
         )
-    return _take(rows, np.sort(order[size:]), "train"), _take(rows, np.sort(order[:size]), "validation")
+    enough = int(np.searchsorted(np.cumsum(sizes[order]), max(1, round(share * len(rows))))) + 1
+    held_out = np.isin(group, order[:enough])
+    return _take(rows, np.flatnonzero(~held_out), "train"), _take(
+        rows, np.flatnonzero(held_out), "validation"
+    )
 
 
 def _take(rows: Rows, index: NDArray[np.int64], name: str) -> Rows:
