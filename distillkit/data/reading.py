@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from distillkit.errors import ConfigError, DataError, DistillkitError, ErrorGroup
 
@@ -115,7 +115,8 @@ def read_table(
     else:
         lines = _text_lines(path, encoding, zipped)
         if suffix in (".csv", ".tsv"):
-            rows = _csv_rows(path, lines, columns, delimiter or ("\t" if suffix == ".tsv" else ","), problems)
+            dialect = _dialect(path, encoding, zipped, delimiter or ("\t" if suffix == ".tsv" else ","))
+            rows = _csv_rows(path, lines, columns, dialect, problems)
         else:
             rows = _json_rows(path, lines, columns, problems)
     cells: dict[str, list[Any]] = {name: [] for name in columns}
@@ -145,7 +146,8 @@ def column_names(path: Path, *, encoding: str = "utf-8", delimiter: str | None =
         return list(_open_parquet(path).schema_arrow.names)
     lines = _text_lines(path, encoding, zipped)
     if suffix in (".csv", ".tsv"):
-        return _header(path, lines, delimiter or ("\t" if suffix == ".tsv" else ","))[0]
+        dialect = _dialect(path, encoding, zipped, delimiter or ("\t" if suffix == ".tsv" else ","))
+        return _header(path, lines, dialect)[0]
     for number, text in lines:
         if text.strip():
             return list(_json_object(path, number, text))
@@ -317,9 +319,37 @@ def _decode(path: Path, number: int, data: bytes, encoding: str) -> str:
         ) from None
 
 
-def _header(path: Path, lines: Iterable[tuple[int, str]], delimiter: str) -> tuple[list[str], Any]:
-    csv.field_size_limit(MAX_CELL)
-    reader = csv.reader((text for _, text in lines), delimiter=delimiter, strict=True)
+@dataclass(frozen=True)
+class _Dialect:
+    """What separates cells, and whether double quotes around a cell are quotes or plain characters."""
+
+    delimiter: str
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
+
+    def reader(self, lines: Iterable[tuple[int, str]]) -> Any:
+        csv.field_size_limit(MAX_CELL)
+        texts = (text for _, text in lines)
+        return csv.reader(texts, delimiter=self.delimiter, quoting=self.quoting, strict=True)
+
+
+def _dialect(path: Path, encoding: str, zipped: bool, delimiter: str) -> _Dialect:
+    """Quotes are quotes, but for tab separated files that only make sense without (as most public ones are written):
+    every line has as many tabs as the first, and read as quotes they would be broken or swallow lines."""
+    quoted = _Dialect(delimiter)
+    if delimiter != "\t":
+        return quoted
+    tabs = [text.count("\t") for _, text in _text_lines(path, encoding, zipped) if text.strip("\r\n")]
+    if len(set(tabs)) != 1:
+        return quoted
+    try:
+        records = sum(1 for record in quoted.reader(_text_lines(path, encoding, zipped)) if record)
+    except csv.Error:
+        records = 0
+    return quoted if records == len(tabs) else _Dialect(delimiter, csv.QUOTE_NONE)
+
+
+def _header(path: Path, lines: Iterable[tuple[int, str]], dialect: _Dialect) -> tuple[list[str], Any]:
+    reader = dialect.reader(lines)
     try:
         header = next(reader)
     except StopIteration:
@@ -337,14 +367,18 @@ def _header(path: Path, lines: Iterable[tuple[int, str]], delimiter: str) -> tup
 
 
 def _csv_rows(
-    path: Path, lines: Iterator[tuple[int, str]], columns: Sequence[str], delimiter: str, problems: Problems
+    path: Path,
+    lines: Iterator[tuple[int, str]],
+    columns: Sequence[str],
+    dialect: _Dialect,
+    problems: Problems,
 ) -> Iterator[Cells]:
     record: list[str] = []
-    header, reader = _header(path, _remembered(lines, record), delimiter)
+    header, reader = _header(path, _remembered(lines, record), dialect)
     for name in columns:
         if name not in header:
             for other in (";", "\t", ",", "|"):
-                if len(header) == 1 and other in header[0] and other != delimiter:
+                if len(header) == 1 and other in header[0] and other != dialect.delimiter:
                     raise DataError(
                         f"column {name!r} not found; found {shown(header[0])}: is the delimiter {other!r}?",
                         where=f"{path}:1",
@@ -359,7 +393,7 @@ def _csv_rows(
         except StopIteration:
             return
         except csv.Error as error:
-            raise _broken_quote(path, start, "".join(record), delimiter, str(error)) from None
+            raise _broken_quote(path, start, "".join(record), dialect.delimiter, str(error)) from None
         if not row:
             continue
         if len(row) != len(header):

@@ -157,6 +157,21 @@ def test_tab_separated_files_need_no_setting(tmp_path: Path) -> None:
     assert task.train.texts == (("a, b",), ('say ""',))
 
 
+@pytest.mark.parametrize("quoted", ['"Yes"" he said', '"Unfinished', '"Good" film', '"a\tno\nb"'])
+def test_plain_quotes_in_a_tab_separated_file_are_characters(tmp_path: Path, quoted: str) -> None:
+    """GLUE's files are written so; read as quotes, `"` at a cell's start swallows the lines up to the next one."""
+    (tmp_path / "train.tsv").write_text(f"text\tlabel\n{quoted}\tyes\nplain\tno\n")
+    task = load(tmp_path, train="train.tsv", validation="train.tsv")
+    lines = (tmp_path / "train.tsv").read_text().splitlines()[1:]
+    assert [text for (text,) in task.train.texts] == [line.split("\t")[0] for line in lines]
+
+
+def test_quoted_line_ends_in_a_tab_separated_file_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text('text\tlabel\n"two\nlines"\tyes\nplain\tno\n')
+    task = load(tmp_path, train="train.tsv", validation="train.tsv")
+    assert task.train.texts == (("two\nlines",), ("plain",))
+
+
 def test_bundled_snippets_are_balanced_mixed_and_have_a_validation_part_of_their_own() -> None:
     task = load(Path(), train="builtin:rotten_tomatoes")
     assert task.labels.names == ("negative", "positive")
