@@ -9,7 +9,7 @@ from distillkit.report import text
 from distillkit.report.facts import BenchRow, Cell, ModelFacts, RunFacts
 
 _USUAL_LENGTH = 64
-_SAME_SPEED = 1.05
+_SAME = 1.05
 _FEW_ROWS = 500
 
 
@@ -117,6 +117,8 @@ def _quality(facts: RunFacts) -> str:
         return f"The student has not learned the task ({text.metric(name)} {figures} of the teacher)"
     if share is None:
         return f"The student scores {figures} of the teacher in {text.metric(name)}"
+    if student == teacher:
+        return f"The student equals its teacher in {text.metric(name)} ({text.score(student)})"
     if student > teacher:
         return f"The student is above its teacher in {text.metric(name)} ({figures})"
     return f"The student keeps {text.percent(share)} of the teacher’s {text.metric(name)} ({figures})"
@@ -126,9 +128,18 @@ def _smaller(facts: RunFacts) -> str:
     pair = reference_pair(facts)
     if pair is not None and pair.teacher.size_bytes and pair.student.size_bytes:
         ratio = pair.teacher.size_bytes / pair.student.size_bytes
-        return f"is {ratio:.1f}× smaller" if ratio >= 1 else f"is {1 / ratio:.1f}× larger"
+        if 1 / _SAME < ratio < _SAME:
+            return "is as large"
+        return f"is {ratio:.1f}× smaller" if ratio > 1 else f"is {1 / ratio:.1f}× larger"
+    return f"has {_parameters(facts)}"
+
+
+def _parameters(facts: RunFacts) -> str:
+    """`2.5× fewer parameters`."""
     ratio = facts.teacher.parameters / facts.student.parameters
-    return f"has {ratio:.1f}× fewer parameters" if ratio >= 1 else f"has {1 / ratio:.1f}× more parameters"
+    if 1 / _SAME < ratio < _SAME:
+        return "as many parameters"
+    return f"{ratio:.1f}× fewer parameters" if ratio > 1 else f"{1 / ratio:.1f}× more parameters"
 
 
 def _faster(facts: RunFacts) -> str:
@@ -136,7 +147,7 @@ def _faster(facts: RunFacts) -> str:
     if pair is None:
         return ""
     ratio = pair.speedup
-    if 1 / _SAME_SPEED < ratio < _SAME_SPEED:
+    if 1 / _SAME < ratio < _SAME:
         return f"as fast as the teacher at {pair.place}"
     return f"{ratio:.1f}× faster at {pair.place}" if ratio > 1 else f"{1 / ratio:.1f}× slower at {pair.place}"
 
@@ -181,7 +192,7 @@ def _slower_artifact(facts: RunFacts) -> str:
         return ""
     cell = pair.student_cell
     left, right = (same_row(row, cell.batch, cell.length) for row in (exported, plain))
-    if left is None or right is None or left.p50_ms <= right.p50_ms * _SAME_SPEED:
+    if left is None or right is None or left.p50_ms <= right.p50_ms * _SAME:
         return ""
     return (
         f"The exported student is slower than PyTorch at batch {cell.batch}, length {cell.length}: "

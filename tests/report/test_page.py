@@ -168,6 +168,7 @@ def test_a_run_without_bench_curves_and_examples_shows_no_empty_parts() -> None:
     text = "".join(Page(render(minimal())).text)
     assert "Teacher and student" in text
     for part in (
+        "How they answer",
         "Size, latency",
         "Training",
         "Confusion",

@@ -60,6 +60,12 @@ def test_a_student_above_its_teacher_is_not_said_to_keep_a_share() -> None:
     )
 
 
+def test_a_student_like_its_teacher_is_neither_smaller_nor_better() -> None:
+    assert summary.headline(minimal()) == (
+        "The student equals its teacher in accuracy (0.800) and has as many parameters."
+    )
+
+
 @pytest.mark.parametrize("accuracy", [0.45, 0.509, 0.52])
 def test_a_student_no_better_than_the_majority_has_not_learned_the_task(accuracy: float) -> None:
     """97 % kept of a teacher that also fails would otherwise read as a success."""
