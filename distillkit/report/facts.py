@@ -161,6 +161,7 @@ class RunFacts:
 
 
 _ADAPTER = TypeAdapter(RunFacts)
+_BENCH = TypeAdapter(tuple[BenchRow, ...])
 
 
 def save_facts(facts: RunFacts, path: Path) -> None:
@@ -182,6 +183,23 @@ def load_facts(path: Path) -> RunFacts:
         where=path.name,
         hint="write the report of that run again: distillkit report RUN",
     )
+
+
+def load_bench(path: Path) -> tuple[BenchRow, ...]:
+    """The rows of bench/measurements.json: a list under `measurements`, by the fields of BenchRow.
+
+    Other fields are ignored. No file, no rows; raises IntegrityError (8) where it is damaged.
+    """
+    if not path.exists():
+        return ()
+    try:
+        return _BENCH.validate_python(json.loads(path.read_bytes())["measurements"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(
+            f"not the measurements of a run: {error}",
+            where=path.name,
+            hint="measure again: distillkit bench RUN",
+        ) from error
 
 
 def flat_settings(config: Mapping[str, Any], origins: Mapping[str, str]) -> tuple[Setting, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from report_sample import classification, minimal, regression
 
 from distillkit.errors import IntegrityError
 from distillkit.metrics import Measured
-from distillkit.report.facts import RunFacts, Setting, flat_settings, load_facts, save_facts
+from distillkit.report.facts import RunFacts, Setting, flat_settings, load_bench, load_facts, save_facts
 
 
 @pytest.mark.parametrize("facts", [classification(), regression(), minimal()], ids=lambda facts: facts.name)
@@ -50,6 +50,18 @@ def test_facts_of_another_version_are_refused(tmp_path: Path) -> None:
     (tmp_path / "facts.json").write_text(json.dumps({**content, "later_field": 1}))
     with pytest.raises(IntegrityError, match="later_field"):
         load_facts(tmp_path / "facts.json")
+
+
+def test_measurements_are_read_by_field_and_damage_is_told(tmp_path: Path) -> None:
+    rows, path = classification().bench, tmp_path / "measurements.json"
+    assert load_bench(path) == ()
+    content = [{**asdict(row), "iterations": 50} for row in rows]
+    path.write_text(json.dumps({"hardware": {}, "measurements": content}))
+    assert load_bench(path) == rows
+    for damaged in ("", "[]", "{}", '{"measurements": [{"name": "a"}]}'):
+        path.write_text(damaged)
+        with pytest.raises(IntegrityError, match="not the measurements of a run"):
+            load_bench(path)
 
 
 def test_settings_are_the_leaves_with_the_nearest_origin() -> None:
