@@ -102,7 +102,6 @@ class TeacherSource(ABC):
     def teacher(self, folder: Path, labels: Labels) -> Teacher:
         """The fixed teacher; `folder` is what the teacher stage saved (weights of a trainable teacher)."""
 
-
     def fingerprint(self) -> str:
         """Identifies what the teacher reads beside its settings (the bytes of a folder); a change reruns its stages."""
         return ""
