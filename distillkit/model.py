@@ -94,6 +94,9 @@ class FixedTeacher(Teacher):
 class TeacherSource(ABC):
     """What `teacher: {use: name}` names: settings in `__init__` (keyword-only, typed), a Teacher on request."""
 
+    access: Access = Access.INTERVENTIONS
+    """The deepest access its teacher grants; known before anything is loaded."""
+
     @abstractmethod
     def tokenizer(self, corpus: Iterable[str]) -> PreTrainedTokenizerBase:
         """The fast tokenizer that the teacher brings, or one trained on `corpus` (an iterable of texts, read once)."""
