@@ -178,7 +178,7 @@ CASES = [
     Case("B48-lone-surrogate-in-label", jsonl(*GOOD_JSON, '{"text": "half", "label": "\\ud83d"}'), 3, ("train.jsonl:9", "surrogate"), "train.jsonl"),
     Case("B49-terminal-escapes", HEAD + "red \x1b[31m,no\n", 0, ("1 row", "escape", "line 4")),
     Case("B49-escapes-in-a-label", "text,label\na,\x1b[2J\nb,\x1b[2J\n", 3, ("\\x1b[2J",), validation=None),
-    Case("B51-shared-rows", GOOD, 0, ("8 of 8 validation rows (100.0 %) also stand in train",)),
+    Case("B51-shared-rows", GOOD, 0, ("8 of 8 validation rows (100.0%) also stand in train",)),
 ]  # fmt: skip
 
 

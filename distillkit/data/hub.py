@@ -1,4 +1,5 @@
-"""A Hugging Face dataset by name (`hf:OWNER/NAME`, `hf:OWNER/NAME/CONFIG`, then `@SPLIT`), where a recipe says so.
+"""A Hugging Face dataset by name (`hf:OWNER/NAME`, `hf:OWNER/NAME/CONFIG`, then `@SPLIT`), where a recipe
+says so.
 
 `datasets` never runs code of the dataset here; what it gives passes the same checks as a file.
 """
@@ -22,7 +23,8 @@ _SOURCE = re.compile(
 def hub_table(source: str, split: str, columns: Sequence[str]) -> Table:
     """The wanted columns of one split (of the one that `source` names after `@`, where it does).
 
-    Raises ConfigError (2) for a malformed name, MissingError (5) where the hub or the dataset cannot be reached.
+    Raises ConfigError (2) for a malformed name, MissingError (5) where the hub or the dataset cannot be
+    reached.
     """
     import datasets
 

@@ -333,8 +333,9 @@ class _Dialect:
 
 
 def _dialect(path: Path, encoding: str, zipped: bool, delimiter: str) -> _Dialect:
-    """Quotes are quotes, but for tab separated files that only make sense without (as most public ones are written):
-    every line has as many tabs as the first, and read as quotes they would be broken or swallow lines."""
+    """Quotes are quotes, but for tab separated files that only make sense without (as most public ones
+    are written): every line has as many tabs as the first, and read as quotes they would be broken or
+    swallow lines."""
     quoted = _Dialect(delimiter)
     if delimiter != "\t":
         return quoted

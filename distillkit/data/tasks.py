@@ -1,8 +1,9 @@
 """A task: its rows by split, its labels by name, and what was noticed on the way. Knows nothing of models.
 
-A kind of task is an object (`KINDS`) that turns a cell into an answer; classification and regression are here, token
-classification and text to text find their place beside them. Labels are matched by name, never by position: ids are
-positions in `Labels.names`, which is sorted (numerically where all names are whole numbers) unless the recipe gives it.
+A kind of task is an object (`KINDS`) that turns a cell into an answer; classification and regression are
+here, token classification and text to text find their place beside them. Labels are matched by name,
+never by position: ids are positions in `Labels.names`, which is sorted (numerically where all names are
+whole numbers) unless the recipe gives it.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Rows:
-    """One split. ids: `[n]` int64, stable example ids; texts: one tuple of segments per row; labels: `[n]` class ids
-    (int64) or targets (float32), None where unlabelled; digest: content hash."""
+    """One split. ids: `[n]` int64, stable example ids; texts: one tuple of segments per row; labels:
+    `[n]` class ids (int64) or targets (float32), None where unlabelled; digest: content hash."""
 
     ids: NDArray[np.int64]
     texts: tuple[tuple[str, ...], ...]
@@ -124,8 +125,9 @@ class Classification(Kind):
         if name not in labels.names:
             known = ", ".join(map(shown, labels.names[:10]))
             range_note = f", 0 to {labels.num_labels - 1}" if _INTEGER.fullmatch(name) else ""
+            count = labels.num_labels
             raise ValueError(
-                f"label {shown(name)} is not one of the task's {labels.num_labels} labels ({known}{range_note})"
+                f"label {shown(name)} is not one of the task's {count} labels ({known}{range_note})"
             )
         return labels.names.index(name)
 
@@ -171,7 +173,8 @@ KINDS: Mapping[str, Kind] = {"classification": Classification(), "regression": R
 
 
 def load_task(settings: TaskSettings, *, base: Path, seed: int) -> Task:
-    """Read, check and label every split. Raises DataError (3) or ConfigError (2), all bad rows of a file at once."""
+    """Read, check and label every split. Raises DataError (3) or ConfigError (2), all bad rows of a file
+    at once."""
     kind = KINDS[settings.kind]
     tables = {"train": _table(settings, settings.train, "train", base)}
     for split in ("validation", "test"):
@@ -341,7 +344,8 @@ def _check_listed(names: tuple[str, ...], found: set[str]) -> None:
 
 
 def _one_type(table: Table, settings: TaskSettings) -> None:
-    """Refuse decimals, and labels of several types: 0 and "zero" in one column are a mistake, not two classes.
+    """Refuse decimals, and labels of several types: 0 and "zero" in one column are a mistake, not two
+    classes.
 
     A list of names in the recipe says that digits and decimals are names; JSON types must agree all the same.
     """
@@ -409,7 +413,7 @@ def _leaks(splits: Mapping[str, Rows]) -> list[str]:
         name: sum(texts in known for texts in rows.texts) for name, rows in splits.items() if name != "train"
     }
     return [
-        f"{count} of {len(splits[name])} {name} rows ({100 * count / len(splits[name]):.1f} %) also stand in train"
+        f"{count} of {len(splits[name])} {name} rows ({count / len(splits[name]):.1%}) also stand in train"
         for name, count in counts.items()
         if count
     ]

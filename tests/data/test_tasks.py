@@ -159,7 +159,8 @@ def test_tab_separated_files_need_no_setting(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("quoted", ['"Yes"" he said', '"Unfinished', '"Good" film', '"a\tno\nb"'])
 def test_plain_quotes_in_a_tab_separated_file_are_characters(tmp_path: Path, quoted: str) -> None:
-    """GLUE's files are written so; read as quotes, `"` at a cell's start swallows the lines up to the next one."""
+    """GLUE's files are written so; read as quotes, `"` at a cell's start swallows lines up to the next
+    one."""
     (tmp_path / "train.tsv").write_text(f"text\tlabel\n{quoted}\tyes\nplain\tno\n")
     task = load(tmp_path, train="train.tsv", validation="train.tsv")
     lines = (tmp_path / "train.tsv").read_text().splitlines()[1:]
