@@ -1,0 +1,207 @@
+"""run(config) -> RunDir: the stages in order, each skipped when its manifest is there.
+
+A stage is one function of a `Job` that writes one folder (distillkit/stages.py). Its digest covers the settings and the
+content it depends on and the digests of the stages before it, so that a changed config reruns exactly the stages that
+the change touches. Objects passed from Python take the place of the components that the config names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from distillkit import catalog, files, recipe, stages
+from distillkit.data.corpora import corpus_digest
+from distillkit.data.tasks import Task, load_task
+from distillkit.errors import ConfigError, DistillkitError
+from distillkit.losses.base import Loss, LossStack
+from distillkit.model import StudentSource, TeacherSource, TrainableTeacherSource
+from distillkit.progress import Progress
+from distillkit.rundir import RunDir, environment
+from distillkit.settings import RunConfig, Section
+from distillkit.signals import Signals
+from distillkit.stages import STAGES, Job
+from distillkit.world import World
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Objects from Python that take the place of what the config names; None and {} leave the config's choice.
+
+    losses: name -> (weight, Loss), in place of the losses of a one-phase config.
+    """
+
+    teacher: TeacherSource | None = None
+    student: StudentSource | None = None
+    losses: Mapping[str, tuple[float, Loss]] = field(default_factory=dict)
+
+
+def run(
+    config: str | Path | RunConfig | recipe.Loaded,
+    *,
+    overrides: Sequence[str] = (),
+    parts: Parts | None = None,
+    until: str = "report",
+    progress: str = "auto",
+) -> RunDir:
+    """Run every stage up to and including `until`, going on where an earlier run of the same folder stopped.
+
+    Raises DistillkitError subclasses only, for what a user can cause; `status.json` in the run says the same.
+    """
+    if until not in STAGES:
+        raise ConfigError(f"there is no stage {until!r}", hint=f"stages are {', '.join(STAGES)}")
+    loaded = _load(config, overrides)
+    world = World.join(loaded.config.runtime)
+    run_dir = RunDir.open(run_path(loaded), data_paths=_data_paths(loaded))
+    again = f"distillkit run {run_dir.path}"
+    with run_dir.lock() if world.main else nullcontext(), Signals() as signals:
+        try:
+            job = prepare(
+                loaded, parts or Parts(), run_dir, world, signals, Progress.make(progress, world.main)
+            )
+            _run_stages(job, until)
+        except DistillkitError as error:
+            state = "stopped" if error.exit_code in (75, 130) else "failed"
+            if world.main:
+                run_dir.status(state, error.exit_code, str(error), again)
+            raise
+        if world.main:
+            run_dir.status("done" if until == "report" else f"done: {until}", 0, "", again)
+    return run_dir
+
+
+def prepare(
+    loaded: recipe.Loaded, parts: Parts, run_dir: RunDir, world: World, signals: Signals, progress: Progress
+) -> Job:
+    """Read the data, build the named objects and work out every stage's digest; trains nothing."""
+    config, base = loaded.config, loaded.base
+    task = load_task(config.task, base=base, seed=config.seed)
+    teacher = parts.teacher or catalog.build("teacher", config.teacher, base=base)
+    student = parts.student or catalog.build("student", config.student, base=base)
+    return Job(
+        loaded=loaded,
+        run=run_dir,
+        task=task,
+        teacher_source=teacher,
+        student_source=student,
+        stacks=_stacks(config, parts),
+        digests=stage_digests(config, base, task, teacher, parts),
+        world=world,
+        signals=signals,
+        progress=progress,
+    )
+
+
+def run_path(loaded: recipe.Loaded) -> Path:
+    """The run's folder: output, relative to where the command runs, and the run's name."""
+    return Path(loaded.config.output) / loaded.config.name
+
+
+def _run_stages(job: Job, until: str) -> None:
+    again = f"distillkit run {job.run.path}"
+    wanted = [name for name in STAGES[: STAGES.index(until) + 1] if _applies(job, name)]
+    todo = [name for name in wanted if not job.run.stage(name).done(job.digests[name])]
+    job.world.wait()
+    if not todo:
+        job.progress.say(f"{job.run.path}: already complete, nothing to do")
+    for name in todo:
+        if not job.world.main and name in ("export", "bench", "report"):
+            return
+        if job.world.main:
+            job.run.status("running", 0, name, again)
+        job.progress.say(f"== {name}")
+        start = time.monotonic()
+        save = stages.MAKE[name](job)
+        if job.world.main:
+            with job.run.stage(name).write(
+                job.digests[name], seconds=lambda: time.monotonic() - start
+            ) as folder:
+                save(folder)
+            _after(job, name)
+        if name not in ("export", "bench", "report"):
+            job.world.wait()
+
+
+def _applies(job: Job, name: str) -> bool:
+    return name != "pretrain" or (job.trainable is not None and job.trainable.pretrain is not None)
+
+
+def _after(job: Job, name: str) -> None:
+    """A finished stage needs its checkpoints no longer; the report also stands at the top of the run."""
+    for folder in job.run.checkpoints(name).parent.glob(f"{name}*"):
+        files.remove(folder)
+    if name == "report":
+        files.atomic_write(job.run.path / "report.html", (job.folder("report") / "report.html").read_bytes())
+
+
+def stage_digests(
+    config: RunConfig, base: Path, task: Task, source: TeacherSource, parts: Parts
+) -> dict[str, str]:
+    """Stage -> digest of all that its result depends on, apart from rounding (`runtime`) and display."""
+    trainable = source if isinstance(source, TrainableTeacherSource) else None
+    named = config.teacher.model_dump(mode="json", exclude={"finetune", "allow_weak"})
+    corpus = corpus_digest(trainable.pretrain.corpus, base=base) if trainable and trainable.pretrain else ""
+    finetune = trainable.finetune if trainable else None
+    objects = [
+        repr(parts.teacher),
+        repr(parts.student),
+        [f"{name} {weight} {loss}" for name, (weight, loss) in parts.losses.items()],
+    ]
+    corpora = [corpus_digest(phase.corpus, base=base) for phase in config.phases if phase.corpus is not None]
+    judged = [task.digest, config.task.max_length, config.task.metric, config.seed]
+    chain: dict[str, str] = {}
+    chain["tokenizer"] = _digest(named, source.fingerprint(), corpus or task.digest)
+    chain["pretrain"] = _digest(chain["tokenizer"], config.seed)
+    chain["teacher"] = _digest(chain["pretrain"], finetune, judged, objects[0], config.teacher.allow_weak)
+    chain["student"] = _digest(chain["teacher"], config.student, config.phases, corpora, objects[1:])
+    chain["export"] = _digest(chain["student"], config.export)
+    chain["bench"] = _digest(chain["export"], config.bench)
+    chain["report"] = _digest(chain["bench"], config.name, config.report)
+    return chain
+
+
+def _load(config: str | Path | RunConfig | recipe.Loaded, overrides: Sequence[str]) -> recipe.Loaded:
+    if isinstance(config, recipe.Loaded):
+        return config
+    if isinstance(config, RunConfig):
+        return recipe.Loaded(config=config, origins={}, base=Path.cwd())
+    return recipe.load(Path(config), overrides, components=catalog.components())
+
+
+def _data_paths(loaded: recipe.Loaded) -> list[Path]:
+    task = loaded.config.task
+    sources = [task.train, task.validation, task.test]
+    return [loaded.base / source for source in sources if source and ":" not in source]
+
+
+def _stacks(config: RunConfig, parts: Parts) -> tuple[LossStack, ...]:
+    if parts.losses:
+        if len(config.phases) > 1:
+            raise ConfigError(
+                "losses were given as objects for a config of several phases",
+                where="distill",
+                hint="name them in the config, or use one phase",
+            )
+        return (LossStack(parts.losses),)
+    return tuple(
+        LossStack({name: (loss.weight, catalog.build("loss", loss)) for name, loss in phase.losses.items()})
+        for phase in config.phases
+    )
+
+
+def _digest(*parts: object) -> str:
+    """sha256 of the parts' JSON; settings are dumped whole, so that a default that changes counts too."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()
+
+
+def _plain(part: object) -> object:
+    if isinstance(part, Section):
+        return part.model_dump(mode="json")
+    raise TypeError(f"{type(part).__name__} cannot stand in a digest")

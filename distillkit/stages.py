@@ -1,0 +1,444 @@
+"""The stages of a run: each reads the folders of the stages before it and makes the content of one folder of its own.
+
+    tokenizer/  pretrain/  teacher/  student/  export/  bench/  report/
+
+A stage knows nothing of being skipped: the pipeline asks for it only where its folder is not there, and the training loop
+goes on from the stage's own checkpoints. It returns a function that writes the folder; rank 0 alone calls it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from distillkit import evaluate
+from distillkit.bench.measure import Variant, bench_rows
+from distillkit.bench.measure import bench as measure_all
+from distillkit.data.batching import Encoded, Feed, TaskFeed, encode
+from distillkit.data.corpora import documents
+from distillkit.data.tasks import Rows, Task
+from distillkit.data.tokenizers import load_tokenizer
+from distillkit.errors import ModelError
+from distillkit.export.bundle import export as export_student
+from distillkit.losses.base import TEACHER, LossStack
+from distillkit.losses.gold import Gold
+from distillkit.model import (
+    FixedTeacher,
+    Student,
+    StudentSource,
+    Teacher,
+    TeacherSource,
+    TrainableTeacherSource,
+)
+from distillkit.objectives.feed import ObjectiveFeed
+from distillkit.progress import Progress
+from distillkit.recipe import Loaded
+from distillkit.report.card import write_model_card
+from distillkit.report.curves import read_curves
+from distillkit.report.facts import RunFacts, flat_settings, save_facts
+from distillkit.report.gather import Judged, task_facts
+from distillkit.report.page import write_report
+from distillkit.rundir import RunDir
+from distillkit.settings import BatchSettings, FinetuneSettings, Phase, RunConfig
+from distillkit.signals import Signals
+from distillkit.tracking import trackers
+from distillkit.train import Distillation, Hooks, Pretraining, Program, TrainSettings, make_accelerator, train
+from distillkit.types import Want
+from distillkit.world import World
+
+Save = Callable[[Path], None]
+"""Writes what a stage made into an empty folder, which then appears whole under the stage's name."""
+Array = NDArray[Any]
+
+SCORES = "scores.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the stages of one run share: the recipe, the data, the objects it names, and where it runs."""
+
+    loaded: Loaded
+    run: RunDir
+    task: Task
+    teacher_source: TeacherSource
+    student_source: StudentSource
+    stacks: tuple[LossStack, ...]
+    digests: Mapping[str, str]
+    world: World
+    signals: Signals
+    progress: Progress
+
+    @property
+    def config(self) -> RunConfig:
+        return self.loaded.config
+
+    @property
+    def trainable(self) -> TrainableTeacherSource | None:
+        """The teacher's source where this run trains or adapts it."""
+        return self.teacher_source if isinstance(self.teacher_source, TrainableTeacherSource) else None
+
+    @property
+    def metric(self) -> str:
+        return self.config.task.metric or evaluate.DEFAULT_METRIC[self.task.labels.kind]
+
+    @property
+    def cache(self) -> Path:
+        return self.run.path / "cache"
+
+    @property
+    def judged(self) -> Rows:
+        """The rows that the report's figures are measured on: test, or validation where there is no test."""
+        return self.task.validation if self.task.test is None else self.task.test
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.folder("tokenizer"))
+
+    @cached_property
+    def device(self) -> torch.device:
+        device: torch.device = make_accelerator(self.config.runtime).device
+        return device
+
+    def folder(self, stage: str) -> Path:
+        return self.run.stage(stage).folder
+
+    def encoded(self, rows: Rows) -> Encoded:
+        with self.world.main_first():
+            return encode(rows, self.tokenizer, max_length=self.config.task.max_length, cache=self.cache)
+
+    def teacher(self) -> Teacher:
+        return self.teacher_source.teacher(self.folder("teacher"), self.task.labels).to(self.device)
+
+    def predict(self, model: Teacher | Student, rows: Rows) -> Array:
+        """Logits `[n, V]` of a model in eval mode for every row."""
+        want = Want()
+        return evaluate.predict(
+            lambda batch: model.outputs(batch, want=want), self.encoded(rows), device=self.device
+        )
+
+
+def tokenizer(job: Job) -> Save:
+    """The teacher's tokenizer, or one trained on its corpus (on the task's training texts where it has none)."""
+
+    def save(folder: Path) -> None:
+        job.teacher_source.tokenizer(_tokenizer_texts(job)).save_pretrained(folder)
+
+    return save
+
+
+def pretrain(job: Job) -> Save:
+    """The teacher's body, trained on a corpus with its full objective."""
+    source = job.trainable
+    if source is None or source.pretrain is None:
+        raise ModelError("this teacher has no `pretrain` section", where="teacher.pretrain")
+    settings = source.pretrain
+    torch.manual_seed(job.config.seed)  # the first weights of every rank
+    model, objective = source.pretraining(job.tokenizer)
+    corpus = job.cache / f"corpus-{job.digests['pretrain'][:16]}"
+    with job.world.main_first():
+        texts = documents(settings.corpus, base=job.loaded.base)
+        objective.prepare(texts, job.tokenizer, corpus, max_length=settings.max_length)
+    feed = ObjectiveFeed(objective, corpus, settings, seed=job.config.seed)
+    said = feed.metrics(0)
+    job.progress.say("pretrain: " + ", ".join(f"{name} {value:,.4g}" for name, value in said.items()))
+    _train(
+        job,
+        Pretraining(model, objective),
+        feed,
+        TrainSettings(
+            stage="pretrain",
+            steps=settings.steps,
+            optimizer=settings.optimizer,
+            save_every=settings.save_every,
+            seed=job.config.seed,
+            runtime=job.config.runtime,
+            config_digest=job.digests["pretrain"],
+        ),
+        None,
+    )
+
+    def save(folder: Path) -> None:
+        model.save_pretrained(folder)  # type: ignore[operator]
+        job.tokenizer.save_pretrained(folder)
+        (folder / "data.json").write_text(json.dumps(said))
+
+    return save
+
+
+def teacher(job: Job) -> Save:
+    """The teacher of the task, fine-tuned where its settings ask for that, and what it scores."""
+    source = job.trainable
+    if source is None:
+        fixed = job.teacher()
+        return lambda folder: _gate(job, _save_scores(job, fixed, folder))
+    pretrained = job.folder("pretrain") if source.pretrain is not None else None
+    torch.manual_seed(job.config.seed)  # a fresh head
+    model = source.classifier(job.tokenizer, job.task.labels, job.config.task.max_length, pretrained)
+    if source.finetune is not None:
+        stack = LossStack({"gold": (1.0, Gold())})
+        stack.bind(model.spec, {})
+        program = Distillation(model, stack, {})
+        feed = _task_feed(job, source.finetune.batch)
+        _train_supervised(job, "teacher", source.finetune, program, feed, job.digests["teacher"])
+    return lambda folder: _gate(job, _save_model(job, model, folder))
+
+
+def student(job: Job) -> Save:
+    """The student, distilled through every phase, and what it scores."""
+    fixed = job.teacher()
+    torch.manual_seed(job.config.seed)  # fresh weights
+    model = job.student_source.build(job.tokenizer, job.task.labels, job.config.task.max_length, fixed)
+    phases = job.config.phases
+    for index, (phase, stack) in enumerate(zip(phases, job.stacks, strict=True)):
+        stage = "student" if len(phases) == 1 else f"student-{index + 1}"
+        stack.bind(model.spec, {TEACHER: fixed.spec})
+        feed = _task_feed(job, phase.batch) if phase.corpus is None else _corpus_feed(job, phase)
+        program = Distillation(model, stack, {TEACHER: fixed})
+        _train_supervised(job, stage, phase, program, feed, f"{job.digests['student']}-{index}")
+
+    def save(folder: Path) -> None:
+        _save_model(job, model, folder)
+
+    return save
+
+
+def export(job: Job) -> Save:
+    """The student as a verified ONNX artifact."""
+    model = job.student_source.load(job.folder("student")).eval()
+    samples = job.encoded(job.judged)
+    settings, labels = job.config.export, job.task.labels
+
+    def save(folder: Path) -> None:
+        parity = export_student(model, job.tokenizer, labels, samples, folder, settings)
+        job.progress.say(f"export: largest difference to PyTorch {parity.max_abs_difference:.2e}")
+
+    return save
+
+
+def bench(job: Job) -> Save:
+    """Teacher and student in every runtime asked for: latency, memory, size, and quality of what really runs."""
+    samples = job.encoded(job.judged)
+
+    def save(folder: Path) -> None:
+        variants = [
+            variant
+            for role in ("teacher", "student")
+            for backend in job.config.bench.backends
+            if (variant := _variant(job, role, backend, folder, samples)) is not None
+        ]
+        command = [sys.executable, "-m", "distillkit.bench.child"]
+        measure_all(
+            variants,
+            job.config.bench,
+            samples,
+            job.task.labels,
+            folder,
+            seed=job.config.seed,
+            command=command,
+        )
+
+    return save
+
+
+def report(job: Job) -> Save:
+    """report.html and facts.json; the model card stands in the report's folder and beside the artifact's copy."""
+    facts = gather(job)
+
+    def save(folder: Path) -> None:
+        save_facts(facts, folder / "facts.json")
+        write_report(facts, folder / "report.html")
+        write_model_card(facts, folder / "README.md")
+
+    return save
+
+
+def gather(job: Job) -> RunFacts:
+    """Everything the report shows, read from the stages' folders."""
+    config, task = job.config, job.task
+    logits = {
+        role: np.load(job.folder(role) / "logits.npy", allow_pickle=False) for role in ("teacher", "student")
+    }
+    assert job.judged.labels is not None
+    judged = Judged(
+        task.labels, job.judged.texts, job.judged.labels, logits["teacher"], logits["student"], config.seed
+    )
+    sizes = {role: json.loads((job.folder(role) / SCORES).read_text()) for role in ("teacher", "student")}
+    manifest = {stage: job.run.stage(stage).manifest for stage in STAGES if stage != "report"}
+    student_spec = job.student_source.load(job.folder("student")).spec
+    return RunFacts(
+        name=config.name,
+        task=task_facts(task, job.metric),
+        teacher=judged.teacher_facts(config.teacher.use, job.teacher().spec, sizes["teacher"]["parameters"]),
+        student=judged.student_facts(config.student.use, student_spec, sizes["student"]["parameters"]),
+        difference=judged.difference(),
+        agreement=judged.agreement(),
+        outcomes=judged.outcomes(),
+        examples=judged.examples(config.report.samples),
+        losses=_losses_in_words(config),
+        curves=read_curves(job.run.metrics.path),
+        bench=bench_rows(job.folder("bench")),
+        parity=json.loads((job.folder("export") / "parity.json").read_text()),
+        environment=job.run.read_json("environment.json"),
+        timings={stage: facts["seconds"] for stage, facts in manifest.items() if "seconds" in facts},
+        settings=flat_settings(config.model_dump(mode="json"), job.loaded.origins),
+        config=(job.run.path / "config.yaml").read_text(encoding="utf-8"),
+        command=f"distillkit run {config.output}/{config.name}",
+        notes=task.notes,
+    )
+
+
+MAKE: Mapping[str, Callable[[Job], Save]] = {
+    "tokenizer": tokenizer,
+    "pretrain": pretrain,
+    "teacher": teacher,
+    "student": student,
+    "export": export,
+    "bench": bench,
+    "report": report,
+}
+STAGES = tuple(MAKE)
+
+
+def _train_supervised(
+    job: Job, stage: str, settings: FinetuneSettings | Phase, program: Distillation, feed: Feed, digest: str
+) -> None:
+    def measure() -> dict[str, float]:
+        program.eval()
+        logits = job.predict(program.student, job.task.validation)
+        scores = evaluate.values(job.task.labels, job.task.validation.labels, logits)
+        job.progress.say(
+            f"{stage}: validation " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        )
+        return scores
+
+    training = TrainSettings(
+        stage=stage,
+        epochs=settings.epochs,
+        optimizer=settings.optimizer,
+        save_every=settings.save_every,
+        keep=settings.keep,
+        metric=job.metric,
+        seed=job.config.seed,
+        runtime=job.config.runtime,
+        config_digest=digest,
+    )
+    _train(job, program, feed, training, measure)
+
+
+def _train(
+    job: Job,
+    program: Program,
+    feed: Feed,
+    settings: TrainSettings,
+    measure: Callable[[], Mapping[str, float]] | None,
+) -> None:
+    with (
+        trackers(job.config.track, job.run.path, job.config.name)
+        if job.world.main
+        else trackers([], job.run.path, "") as told
+    ):
+        hooks = Hooks(
+            log=job.run.metrics, progress=job.progress, signals=job.signals, evaluate=measure, trackers=told
+        )
+        train(program, feed, settings, hooks, checkpoints=job.run.checkpoints(settings.stage))
+
+
+def _task_feed(job: Job, settings: BatchSettings) -> Feed:
+    return TaskFeed(job.encoded(job.task.train), settings, seed=job.config.seed)
+
+
+def _corpus_feed(job: Job, phase: Phase) -> Feed:
+    """The sentences of a corpus as unlabelled rows."""
+    assert phase.corpus is not None
+    sentences = tuple(
+        (text,) for document in documents(phase.corpus, base=job.loaded.base) for text in document
+    )
+    rows = Rows(ids=np.arange(len(sentences)), texts=sentences, labels=None, digest=job.digests["student"])
+    return TaskFeed(job.encoded(rows), phase.batch, seed=job.config.seed)
+
+
+def _tokenizer_texts(job: Job) -> Iterator[str]:
+    source = job.trainable
+    if source is not None and source.pretrain is not None:
+        for document in documents(source.pretrain.corpus, base=job.loaded.base):
+            yield from document
+    else:
+        for texts in job.task.train.texts:
+            yield from texts
+
+
+def _save_model(job: Job, model: Student, folder: Path) -> Array:
+    model.save(folder, job.task.labels)
+    job.tokenizer.save_pretrained(folder)
+    return _save_scores(job, FixedTeacher(model.to(job.device)), folder)
+
+
+def _save_scores(job: Job, model: Teacher, folder: Path) -> Array:
+    """logits.npy of the judged rows, and scores.json."""
+    assert job.judged.labels is not None
+    logits = job.predict(model, job.judged)
+    np.save(folder / "logits.npy", logits, allow_pickle=False)
+    scores = evaluate.score(job.task.labels, job.judged.labels, logits, seed=job.config.seed)
+    facts = {
+        "parameters": _parameters(model),
+        "scores": {name: asdict(value) for name, value in scores.items()},
+    }
+    (folder / SCORES).write_text(json.dumps(facts, indent=1))
+    return logits
+
+
+def _gate(job: Job, logits: Array) -> None:
+    """Refuse a teacher that is no better than a constant answer: it has nothing to teach."""
+    train, judged = job.task.train.labels, job.judged.labels
+    assert train is not None and judged is not None
+    verdict = evaluate.better_than_majority(job.task.labels, train, judged, logits, seed=job.config.seed)
+    if verdict.passes:
+        return
+    if not job.config.teacher.allow_weak:
+        raise ModelError(
+            f"the teacher is no better than a constant answer: {verdict.sentence}",
+            where="teacher",
+            hint="train it longer or on more data; teacher.allow_weak: true goes on all the same",
+        )
+    job.progress.say(f"teacher: weak, and allowed to be: {verdict.sentence}")
+
+
+def _parameters(model: Teacher) -> int:
+    return sum(p.numel() for p in model.model.parameters()) if isinstance(model, FixedTeacher) else 0
+
+
+def _variant(job: Job, role: str, backend: str, folder: Path, samples: Encoded) -> Variant | None:
+    """What to measure; None where there is no such thing (a custom teacher has no file to open in another process)."""
+    if role == "student":
+        stage = "student" if backend == "pytorch" else "export"
+        return Variant(name=f"student-{backend}", role="student", backend=backend, folder=job.folder(stage))  # type: ignore[arg-type]
+    if job.trainable is None:
+        return None
+    where = job.folder("teacher")
+    if backend == "onnxruntime":
+        where = folder / "teacher-onnx"
+        where.mkdir()
+        model = job.trainable.load(job.folder("teacher")).eval()
+        export_student(model, job.tokenizer, job.task.labels, samples, where, job.config.export)
+    return Variant(name=f"teacher-{backend}", role="teacher", backend=backend, folder=where)  # type: ignore[arg-type]
+
+
+def _losses_in_words(config: RunConfig) -> dict[str, str]:
+    words = {}
+    for number, phase in enumerate(config.phases, start=1):
+        for name, loss in phase.losses.items():
+            rest = loss.model_dump(mode="json", exclude={"use", "weight"})
+            settings = "".join(f", {key} {value}" for key, value in rest.items())
+            key = name if len(config.phases) == 1 else f"{name} (phase {number})"
+            words[key] = f"{loss.weight:g} x {loss.use}{settings}"
+    return words
