@@ -1,75 +1,66 @@
-"""Registry: name -> class, loaded when first needed and checked against the base class of its kind."""
+"""Registry: name -> class, loaded when first asked for and checked against the base class of its kind."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Generic, TypeVar
+from typing import Any
 
 from distillkit.errors import ConfigError
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
-class Location:
-    """A class that is not imported yet; `origin` tells a person where it comes from."""
+class Entry:
+    """A registered class: its name in recipes, a sentence on it, and how to get it."""
 
-    module: str
     name: str
-    origin: str = "distillkit"
-
-    def load(self) -> object:
-        """Import the module and return the class. Raises ConfigError where that fails."""
-        try:
-            value: object = vars(import_module(self.module))[self.name]
-        except KeyError:
-            raise ConfigError(f"{self.origin}: module {self.module} has no {self.name}") from None
-        except ImportError as error:
-            raise ConfigError(f"{self.origin}: {self.module} cannot be imported: {error}") from error
-        return value
+    summary: str
+    load: Callable[[], Any]
 
 
-class Registry(Generic[T]):
-    """The classes of one kind by name. `base` is the class that every one of them must derive from."""
+def at(module: str, name: str) -> Callable[[], Any]:
+    """Loads a class by the place of its definition, importing the module only then."""
 
-    def __init__(self, kind: str, base: Location) -> None:
+    def load() -> Any:
+        return vars(import_module(module))[name]
+
+    return load
+
+
+class Registry:
+    """The classes of one kind by name."""
+
+    def __init__(self, kind: str) -> None:
         self.kind = kind
-        self._base = base
-        self._entries: dict[str, Location | type[T]] = {}
+        self._entries: dict[str, Entry] = {}
 
-    def add(self, name: str, entry: Location | type[T]) -> None:
-        """Register a class, or where to find one. Raises ConfigError where the name is taken."""
-        if name in self._entries:
+    def add(self, entry: Entry) -> None:
+        """Register a class. Raises ConfigError where the name is taken."""
+        if entry.name in self._entries:
             raise ConfigError(
-                f"{self.kind} {name!r} is registered twice: by {self.origin(name)} and by {_origin(entry)}",
-                hint="rename or uninstall one of them",
+                f"{self.kind} {entry.name!r} is registered twice",
+                hint="rename one of them, or uninstall a package that names it",
             )
-        self._entries[name] = entry
+        self._entries[entry.name] = entry
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(sorted(self._entries))
+    def names(self) -> list[str]:
+        return sorted(self._entries)
 
-    def origin(self, name: str) -> str:
-        """Where a registered class comes from: distillkit, a package, or a file."""
-        return _origin(self._entries[name])
+    def entries(self) -> list[Entry]:
+        return [self._entries[name] for name in self.names()]
 
-    def load(self, name: str) -> type[T]:
-        """The class. Raises ConfigError for an unknown name, and for a class that is not of this kind."""
+    def get(self, name: str, base: type) -> Any:
+        """The class. Raises ConfigError for an unknown name, and for a class that does not derive from `base`."""
         if name not in self._entries:
-            raise ConfigError(f"no {self.kind} is called {name!r}", hint=did_you_mean(name, self.names))
-        entry = self._entries[name]
-        found = entry.load() if isinstance(entry, Location) else entry
-        base = self._base.load()
-        if not (isinstance(found, type) and isinstance(base, type) and issubclass(found, base)):
+            raise ConfigError(f"no {self.kind} is called {name!r}", hint=did_you_mean(name, self.names()))
+        found = self._entries[name].load()
+        if not (isinstance(found, type) and issubclass(found, base)):
             raise ConfigError(
-                f"{self.kind} {name!r} ({self.origin(name)}) does not derive from {self._base.name}",
-                hint=f"derive it from {self._base.module}.{self._base.name}",
+                f"{self.kind} {name!r} is not a {base.__name__}",
+                hint=f"derive it from {base.__module__}.{base.__name__}",
             )
-        self._entries[name] = found
         return found
 
 
@@ -79,8 +70,10 @@ def closest(word: str, known: Iterable[str]) -> str | None:
     found = difflib.get_close_matches(_plain(word), plain, n=1, cutoff=0.6)
     if found:
         return plain[found[0]]
-    partial = [name for key, name in plain.items() if len(word) > 2 and (_plain(word) in key or key in _plain(word))]
-    return partial[0] if partial else None
+    inside = [
+        name for key, name in plain.items() if len(word) > 2 and (_plain(word) in key or key in _plain(word))
+    ]
+    return inside[0] if inside else None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -93,9 +86,3 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def _plain(word: str) -> str:
     return word.lower().replace("-", "_").replace(" ", "_")
-
-
-def _origin(entry: object) -> str:
-    if isinstance(entry, Location):
-        return entry.origin
-    return getattr(entry, "__module__", "code") if not isinstance(entry, type) else entry.__module__
