@@ -9,11 +9,8 @@ shuffled again.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -27,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from distillkit.data.tasks import Rows
 from distillkit.data.tokenizers import tokenizer_digest
 from distillkit.errors import DataError, ModelError
+from distillkit.files import aside, flaw, out_of_room, publish, read_manifest, remove, seal
 from distillkit.settings import BatchSettings
 from distillkit.types import Batch
 
@@ -85,15 +83,16 @@ def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, *, max_length: int, c
     memory-mapped."""
     if tokenizer.pad_token_id is None:
         raise ModelError("the tokenizer has no padding token", hint="set pad_token in tokenizer_config.json")
-    digest = hashlib.sha256(f"{rows.digest} {tokenizer_digest(tokenizer)} {max_length}".encode()).hexdigest()
+    segments = "token_type_ids" in tokenizer.model_input_names
+    key = f"{rows.digest} {tokenizer_digest(tokenizer)} {segments} {max_length}"
+    digest = hashlib.sha256(key.encode()).hexdigest()
     folder = cache / digest[:32]
-    if not _valid(folder):
-        shutil.rmtree(folder, ignore_errors=True)
+    if flaw(folder, hashes=True):
         _write(folder, *_tokenise(rows, tokenizer, max_length))
     tokens, types, offsets = (
         np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS
     )
-    facts = json.loads((folder / "facts.json").read_text())
+    facts = read_manifest(folder)
     return Encoded(
         tokens=tokens,
         types=types,
@@ -258,33 +257,15 @@ def _call(tokenizer: PreTrainedTokenizerBase, chunk: Sequence[tuple[str, ...]], 
     )
 
 
-def _write(folder: Path, arrays: dict[str, NDArray[Any]], facts: dict[str, int]) -> None:
-    """Write aside, then rename: a reader never sees half a cache."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    for name in _ARRAYS:
-        np.save(aside / f"{name}.npy", arrays[name], allow_pickle=False)
-    sums = {f"{name}.npy": _file_sum(aside / f"{name}.npy") for name in _ARRAYS}
-    (aside / "facts.json").write_text(json.dumps({**facts, "sha256": sums}))
+def _write(folder: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, int]) -> None:
+    """Write aside, then rename: a reader never sees half a cache. Raises ResourceError where room runs
+    out."""
+    work = aside(folder)
     try:
-        aside.rename(folder)
-    except OSError:  # another process was first
-        if not _valid(folder):
-            raise
-        shutil.rmtree(aside)
-
-
-def _valid(folder: Path) -> bool:
-    try:
-        sums = json.loads((folder / "facts.json").read_text())["sha256"]
-        return all(_file_sum(folder / name) == value for name, value in sums.items()) and len(sums) == len(
-            _ARRAYS
-        )
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def _file_sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        for name in _ARRAYS:
+            np.save(work / f"{name}.npy", arrays[name], allow_pickle=False)
+        seal(work, facts)
+        publish(work, folder)
+    except OSError as error:
+        remove(work)
+        raise out_of_room(error, folder.parent) from error

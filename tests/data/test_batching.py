@@ -24,7 +24,7 @@ from distillkit.data.batching import (
 )
 from distillkit.data.tasks import Rows
 from distillkit.data.tokenizers import train_wordpiece
-from distillkit.errors import DataError, ModelError
+from distillkit.errors import DataError, ModelError, ResourceError
 from distillkit.settings import BatchSettings
 
 WORDS = [f"word{index}" for index in range(40)]
@@ -198,7 +198,9 @@ def test_unknown_tokens_are_counted(tokenizer: PreTrainedTokenizerBase, tmp_path
 
 
 def test_a_tokenizer_without_segments_gives_zeros(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Even where the same texts are cached with segments."""
     names = tokenizer.model_input_names
+    assert encode(some_rows(5, segments=2), tokenizer, max_length=16, cache=tmp_path).types.any()
     try:
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
         encoded = encode(some_rows(5, segments=2), tokenizer, max_length=16, cache=tmp_path)
@@ -283,7 +285,7 @@ def test_a_second_encoding_reads_the_cache_and_is_the_same(
     assert arrays(first) == arrays(second)
     assert (first.truncated, first.unknown, first.digest) == (second.truncated, second.unknown, second.digest)
     assert isinstance(second.tokens, np.memmap)
-    assert [path.name[0] for path in tmp_path.iterdir()] != ["."], "the work aside is gone"
+    assert [path.name.startswith(".") for path in tmp_path.iterdir()] == [False], "work aside is left"
 
 
 @pytest.mark.parametrize("change", ["rows", "length", "tokenizer"])
@@ -302,7 +304,7 @@ def test_another_input_is_another_cache(
     assert first.digest != second.digest and len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("name", ["tokens.npy", "types.npy", "offsets.npy", "facts.json"])
+@pytest.mark.parametrize("name", ["tokens.npy", "types.npy", "offsets.npy", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
 def test_a_damaged_cache_is_made_again(
     name: str, damage: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
@@ -318,8 +320,19 @@ def test_a_damaged_cache_is_made_again(
         path.write_bytes(bytes(content) if damage == "flip" else content[:-5])
     again = encode(rows, tokenizer, max_length=16, cache=tmp_path)
     assert arrays(again) == first
-    facts = json.loads((path.parent / "facts.json").read_text())
-    assert facts["truncated"] == again.truncated
+    assert path.is_file() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_is_told_in_words_and_leaves_nothing_behind(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(ResourceError, match="No space left"):
+        encode(some_rows(5), tokenizer, max_length=16, cache=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_feed_gives_the_planned_rows_in_any_order_of_asking(encoded: Encoded) -> None:

