@@ -1,0 +1,425 @@
+"""The `distillkit` command: parses arguments and calls one function each.
+
+Nothing heavy is imported before a command needs it: `--help`, `validate`, `schema`, `init`, `list` and
+`compare` never import torch. Errors that a user can cause are told in words on stderr and end with their own exit code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from distillkit.errors import ConfigError, DistillkitError
+
+if TYPE_CHECKING:
+    from distillkit.recipe import Loaded
+
+app = typer.Typer(
+    name="distillkit",
+    help="Distil NLP transformers into small, measured ONNX artifacts: one config, from teacher to report.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Config = Annotated[Path | None, typer.Argument(help="a config file, or the folder of a run to go on with")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="e.g. student.layers=2")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="the same as KEY=VALUE")]
+Code = Annotated[
+    list[Path] | None,
+    typer.Option("--code", help="Python file whose teachers, students and losses may be named"),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="say nothing but errors and the result")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+Runs = Annotated[list[Path], typer.Argument(help="folders of runs")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. A bug leaves a crash file, not a traceback."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    warnings.showwarning = _show_warning
+    try:
+        app([argument for argument in given if argument != "--debug"], prog_name="distillkit")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except DistillkitError as error:
+        if debug:
+            traceback.print_exc()
+        _tell(f"error: {error}")
+        return error.exit_code
+    except Exception as error:  # a bug: the user gets a file to send, not a traceback
+        return _crashed(error, debug)
+    return 0
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks; may stand anywhere")] = False,
+) -> None:
+    """Only here so that --help lists --debug."""
+
+
+def _examples(*lines: str) -> str:
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@app.command(
+    epilog=_examples("distillkit run config.yaml", "distillkit run config.yaml student.layers=2 --gpus 2")
+)
+def run(
+    config: Config = None,
+    overrides: Overrides = None,
+    sets: Sets = None,
+    code: Code = None,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="processes, one per GPU")] = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Run every stage of a config, going on where an earlier run stopped."""
+    if gpus > 1 and "RANK" not in os.environ:
+        raise typer.Exit(_launch(gpus, _path(config), [*(overrides or []), *(sets or [])], code or [], quiet))
+    _run(config, overrides, sets, code, "report", quiet)
+
+
+@app.command(epilog=_examples("distillkit pretrain config.yaml", "distillkit pretrain runs/mine"))
+def pretrain(
+    config: Config = None,
+    overrides: Overrides = None,
+    sets: Sets = None,
+    code: Code = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run up to the pretrained teacher."""
+    _run(config, overrides, sets, code, "pretrain", quiet)
+
+
+@app.command(
+    epilog=_examples("distillkit distill config.yaml", "distillkit distill config.yaml distill.epochs=1")
+)
+def distill(
+    config: Config = None,
+    overrides: Overrides = None,
+    sets: Sets = None,
+    code: Code = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run up to the trained student."""
+    _run(config, overrides, sets, code, "student", quiet)
+
+
+@app.command(epilog=_examples("distillkit export config.yaml", "distillkit export runs/mine export.opset=20"))
+def export(
+    config: Config = None,
+    overrides: Overrides = None,
+    sets: Sets = None,
+    code: Code = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run up to the exported and verified ONNX artifact."""
+    _run(config, overrides, sets, code, "export", quiet)
+
+
+@app.command(epilog=_examples("distillkit bench config.yaml", "distillkit bench runs/mine bench.threads=1"))
+def bench(
+    config: Config = None,
+    overrides: Overrides = None,
+    sets: Sets = None,
+    code: Code = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run up to the measurements of teacher and student."""
+    _run(config, overrides, sets, code, "bench", quiet)
+
+
+@app.command(
+    epilog=_examples("distillkit plan config.yaml", "distillkit plan config.yaml --json student.layers=2")
+)
+def plan(
+    config: Config = None,
+    overrides: Overrides = None,
+    sets: Sets = None,
+    code: Code = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run would do and cost, and refuse what cannot work, before anything is trained."""
+    from distillkit import planning
+
+    made = planning.plan(_load(_path(config), [*(overrides or []), *(sets or [])], code or []))
+    if as_json:
+        print(json.dumps(made.as_json(), indent=1))
+    else:
+        _console().print(made.table())
+
+
+@app.command(
+    epilog=_examples("distillkit validate config.yaml", "distillkit validate config.yaml student.layers=2")
+)
+def validate(
+    config: Config = None,
+    overrides: Overrides = None,
+    sets: Sets = None,
+    code: Code = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a config: every error at once, each with its place."""
+    path = _path(config)
+    try:
+        loaded = _load(path, [*(overrides or []), *(sets or [])], code or [])
+    except DistillkitError as error:
+        if as_json:
+            print(
+                json.dumps({"valid": False, "exit_code": error.exit_code, "errors": _parts(error)}, indent=1)
+            )
+            raise typer.Exit(error.exit_code) from None
+        raise
+    if as_json:
+        print(json.dumps({"valid": True, "exit_code": 0, "errors": []}, indent=1))
+    else:
+        print(f"{path}: valid ({loaded.config.name})")
+
+
+@app.command(
+    epilog=_examples("distillkit init train.csv", "distillkit init reviews.jsonl.gz --output reviews.yaml")
+)
+def init(
+    data: Annotated[Path, typer.Argument(help="the file with the training rows")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="the config to write")] = Path("config.yaml"),
+) -> None:
+    """Look at a data file and write a commented config for it."""
+    from distillkit import init as initialise
+
+    print(initialise.write_config(data, output))
+
+
+@app.command(
+    epilog=_examples("distillkit schema > config.schema.json", "distillkit schema --code my_loss.py")
+)
+def schema(code: Code = None) -> None:
+    """Print the JSON schema of a config, for editors."""
+    from distillkit import catalog
+    from distillkit.schema import json_schema
+
+    for path in code or []:
+        catalog.load_code(path)
+    print(json.dumps(json_schema(catalog.components()), indent=1))
+
+
+@app.command(epilog=_examples("distillkit demo", "distillkit demo --output /tmp/runs distill.epochs=1"))
+def demo(
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder that holds the run's folder")] = Path(
+        "runs"
+    ),
+    quiet: Quiet = False,
+) -> None:
+    """Run the whole pipeline on built-in data in a few minutes on a CPU."""
+    from distillkit import demo as packaged
+
+    _run(packaged.CONFIG, [*packaged.overrides(output), *(overrides or [])], None, None, "report", quiet)
+
+
+@app.command("list", epilog=_examples("distillkit list losses", "distillkit list runs --json"))
+def list_(
+    what: Annotated[str, typer.Argument(help="runs, losses, teachers or students")] = "runs",
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder that holds the runs")] = Path("runs"),
+    code: Code = None,
+    as_json: AsJson = False,
+) -> None:
+    """List runs, or what a config can name."""
+    from distillkit import listing
+
+    rows = listing.runs(output) if what == "runs" else listing.components(what, code or [])
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    else:
+        _console().print(listing.table(rows))
+
+
+@app.command(
+    epilog=_examples("distillkit report runs/mine", "distillkit report runs/mine --output page.html")
+)
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a finished run")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="default: report.html in the run")
+    ] = None,
+) -> None:
+    """Write the report of a finished run again."""
+    from distillkit.report.facts import FACTS_FILE, load_facts
+    from distillkit.report.page import write_report
+
+    facts = run_folder / "report" / FACTS_FILE
+    if not facts.is_file():
+        raise ConfigError(
+            "this run has no report yet", where=str(run_folder), hint=f"distillkit run {run_folder}"
+        )
+    page = output or run_folder / "report.html"
+    write_report(load_facts(facts), page)
+    print(page)
+
+
+@app.command(
+    epilog=_examples("distillkit compare runs/a runs/b", "distillkit compare runs/* --html > runs.html")
+)
+def compare(
+    runs: Runs,
+    html: Annotated[bool, typer.Option("--html", help="print a self-contained page")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="print CSV")] = False,
+) -> None:
+    """Lay finished runs side by side."""
+    from distillkit.report.compare import compare as side_by_side
+
+    if html and csv:
+        raise ConfigError(
+            "--html and --csv contradict each other", where="command line", hint="give one of them"
+        )
+    compared = side_by_side(runs)
+    if html or csv:
+        print(compared.html() if html else compared.csv())
+    else:
+        _console().print(compared.table())
+
+
+@app.command(epilog=_examples("distillkit doctor", "distillkit doctor --json"))
+def doctor(as_json: AsJson = False) -> None:
+    """Check this machine and installation; ends with 5 where something is broken."""
+    from distillkit import doctor as checks
+
+    findings = checks.examine()
+    if as_json:
+        print(json.dumps([checks.as_json(finding) for finding in findings], indent=1))
+    else:
+        _console().print(checks.table(findings))
+    raise typer.Exit(checks.exit_code(findings))
+
+
+def _run(
+    config: Path | None,
+    overrides: Sequence[str] | None,
+    sets: Sequence[str] | None,
+    code: Sequence[Path] | None,
+    until: str,
+    quiet: bool,
+) -> None:
+    loaded = _load(_path(config), [*(overrides or []), *(sets or [])], code or [])
+    from distillkit import listing, pipeline
+
+    made = pipeline.run(loaded, until=until, progress="quiet" if quiet else "auto")
+    if os.environ.get("RANK", "0") == "0":
+        print(listing.result(made.path, until))
+
+
+def _path(config: Path | None) -> Path:
+    if config is None:
+        raise ConfigError(
+            "no config given",
+            where="command line",
+            hint="`distillkit init DATA` writes one, `distillkit demo` needs none",
+        )
+    return config
+
+
+def _load(path: Path, overrides: Sequence[str], code: Sequence[Path]) -> Loaded:
+    """A config file; or a run's folder, which stays where it is."""
+    from distillkit import catalog, recipe
+
+    for file in code:
+        catalog.load_code(file)
+    if "=" in path.name and not path.exists():
+        raise ConfigError(
+            f"{str(path)!r} stands where the config should", hint="distillkit run config.yaml KEY=VALUE"
+        )
+    if (path / "config.yaml").is_file():
+        folder = Path(os.path.abspath(path))
+        overrides = [
+            f"output={json.dumps(str(folder.parent))}",
+            f"name={json.dumps(folder.name)}",
+            *overrides,
+        ]
+        path = path / "config.yaml"
+    return recipe.load(path, overrides, components=catalog.components)
+
+
+def _launch(gpus: int, config: Path, overrides: Sequence[str], code: Sequence[Path], quiet: bool) -> int:
+    """Start one process per GPU by torchrun; the exit code is the one that the run's status names."""
+    loaded = _load(config, overrides, code)
+    flags = [*(f"--code={file}" for file in code), *(["--quiet"] if quiet else [])]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
+    done = subprocess.run(
+        [*command, "-m", "distillkit", "run", *flags, str(config), *overrides], check=False
+    ).returncode
+    if done == 0:
+        return 0
+    from distillkit import listing
+
+    return listing.exit_code(Path(loaded.config.output) / loaded.config.name) or 1
+
+
+def _parts(error: DistillkitError) -> list[dict[str, Any]]:
+    from distillkit.errors import ErrorGroup
+
+    errors = error.errors if isinstance(error, ErrorGroup) else [error]
+    return [{"where": one.where, "problem": one.problem, "hint": one.hint} for one in errors]
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def _tell(message: str) -> None:
+    """A message on stderr; control and bidirectional characters are shown, not obeyed."""
+    from distillkit.report.text import clean
+
+    text = "\n".join(clean(line) for line in message.split("\n"))
+    print(
+        text.encode(sys.stderr.encoding or "utf-8", "backslashreplace").decode(
+            sys.stderr.encoding or "utf-8"
+        ),
+        file=sys.stderr,
+    )
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: Any = None,
+) -> None:
+    """Warnings are one line each."""
+    _tell(f"warning: {str(message).splitlines()[0] if str(message) else category.__name__}")
+
+
+def _crashed(error: Exception, debug: bool) -> int:
+    """A bug: the traceback goes to a file."""
+    if debug:
+        traceback.print_exception(error)
+        return 1
+    with tempfile.NamedTemporaryFile(
+        "w",
+        prefix="distillkit-crash-",
+        suffix=".txt",
+        delete=False,
+        encoding="utf-8",
+        errors="backslashreplace",
+    ) as file:
+        traceback.print_exception(error, file=file)
+    _tell(
+        f"error: this is a bug in distillkit: {type(error).__name__}\n  -> please report it with {file.name}"
+    )
+    return 1
