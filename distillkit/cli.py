@@ -1,7 +1,7 @@
 """The `distillkit` command: parses arguments and calls one function each.
 
 Nothing heavy is imported before a command needs it: `--help`, `validate`, `schema`, `init`, `list` and
-`compare` never import torch. Errors that a user can cause are told in words on stderr and end with their own exit code.
+`compare` never import torch. Errors that a user can cause are told in words on stderr, with their exit code.
 """
 
 from __future__ import annotations
