@@ -231,10 +231,8 @@ def test_disagreements_are_the_rows_that_differ_the_strongest_first() -> None:
     assert evaluate.disagreements(CLASSES, teacher, student, limit=1).tolist() == [3]
     assert evaluate.disagreements(CLASSES, teacher, student, limit=0).tolist() == []
     numbers = np.array([[1.0], [5.0], [2.0]])
-    assert evaluate.disagreements(NUMBERS, numbers, numbers + [[0.0], [0.1], [-3.0]], limit=5).tolist() == [
-        2,
-        1,
-    ]
+    moved = np.array([[1.0], [5.1], [-1.0]])
+    assert evaluate.disagreements(NUMBERS, numbers, moved, limit=5).tolist() == [2, 1]
 
 
 def test_calibration_error_equals_a_loop_over_bins() -> None:
@@ -258,6 +256,12 @@ def test_calibration_holds_at_full_confidence_and_large_logits() -> None:
     found = evaluate.calibration(np.array([0, 0]), np.array([[1e4, -1e4], [-1e4, 1e4]]))
     assert found.ece == 0.5
     assert [(entry.count, entry.high) for entry in found.bins] == [(2, 1.0)]
+
+
+def test_a_bin_holds_its_upper_edge() -> None:
+    assert [entry.high for entry in evaluate.calibration(np.array([0]), np.zeros((1, 2)), bins=2).bins] == [
+        0.5
+    ]
 
 
 def test_confusion_and_class_scores_keep_classes_that_do_not_occur() -> None:

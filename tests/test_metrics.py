@@ -37,6 +37,13 @@ def test_class_metrics_from_counts_are_scikit_learns(num_classes: int) -> None:
     assert ours["mcc"][0] == pytest.approx(sk.matthews_corrcoef(gold, answers), abs=1e-12)
 
 
+def test_macro_f1_leaves_out_a_class_that_nobody_names() -> None:
+    """As scikit-learn does; otherwise the interval would lie below the value on rows without the class."""
+    hits, gold, answers = np.array([[[3.0, 2.0, 0.0]], [[4.0, 2.0, 0.0]], [[3.0, 3.0, 0.0]]])
+    ours = class_metrics(hits, gold, answers)
+    assert ours["macro_f1"][0] == pytest.approx((6 / 7 + 4 / 5) / 2)
+
+
 def test_class_resamples_are_distributed_as_a_loop_over_resampled_rows() -> None:
     """One multinomial draw over cells must be distributed as rows drawn with replacement."""
     gold, answers = _classes(120, 3, 0.7, seed=0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from distillkit.report import plots, summary, tables, text
 from distillkit.report.facts import FACTS_FILE, RunFacts, save_facts
@@ -86,7 +86,7 @@ def _shown(value: Any) -> Any:
 def _block(value: str) -> Markup:
     """Text of several lines for <pre>, each line cleaned and escaped."""
     lines = text.shorten(value, _MOST_CONFIG).splitlines()
-    return Markup("\n").join(escape(_shown(line)) for line in lines)
+    return Markup("\n").join(_shown(line) for line in lines)
 
 
 def _excerpt(value: str) -> str:

@@ -97,7 +97,8 @@ class Page(HTMLParser):
 def test_hostile_text_stays_text_wherever_it_stands(payload: str) -> None:
     """One place that prints without escaping would run a script of whoever wrote the data."""
     facts = hostile(payload)
-    check_harmless(render(replace(facts, curves=(), bench=facts.bench[-1:])))
+    teacher = replace(facts.teacher, calibration=None)
+    check_harmless(render(replace(facts, teacher=teacher, curves=(), bench=facts.bench[-1:])))
 
 
 def test_hostile_text_stays_text_in_figures() -> None:
@@ -117,7 +118,7 @@ def check_harmless(html: str) -> None:
 
 @pytest.mark.parametrize("expression", ["{{7*7}}", "${7*7}"])
 def test_template_syntax_in_data_is_not_evaluated(expression: str) -> None:
-    page = Page(render(hostile(f"<b>{expression}</b>")))
+    page = Page(render(replace(hostile(f"<b>{expression}</b>"), curves=(), bench=())))
     assert f"<b>{expression}</b>" in "".join(page.text)
     assert "49" not in " ".join(page.text).split()
 
@@ -146,6 +147,7 @@ def test_every_part_of_a_full_run_is_there() -> None:
         "4.39 M",
         "17.7 MB",
         "p99 latency",
+        "1,465 examples/s5,698 examples/s3.9× more",
         "peak memory",
         "All 9 cells",
         "Confusion",
@@ -181,7 +183,7 @@ def test_a_run_without_bench_curves_and_examples_shows_no_empty_parts() -> None:
 
 
 def test_regression_has_no_class_tables() -> None:
-    text = "".join(Page(render(regression())).text)
+    text = "".join(Page(render(replace(regression(), curves=()))).text)
     assert "Pearson correlation" in text
     assert "correlate with 0.930" in text
     assert "a man is playing" in text
@@ -198,7 +200,10 @@ def test_a_single_loss_shows_neither_weighting_nor_shares() -> None:
 
 
 def test_many_classes_become_a_list_of_confusions() -> None:
-    facts, names = classification(), tuple(f"class {index}" for index in range(150))
+    facts, names = (
+        replace(classification(), curves=(), bench=()),
+        tuple(f"class {index}" for index in range(150)),
+    )
     confusion = tuple(
         tuple(9 if row == column else int(column == (row + 1) % 150) for column in range(150))
         for row in range(150)
@@ -228,6 +233,8 @@ def test_a_page_stays_small_whatever_the_run_holds() -> None:
 def test_home_folders_do_not_reach_the_page() -> None:
     facts = replace(
         classification(),
+        curves=(),
+        bench=(),
         environment={"executable": "/home/alice/venv/bin/python"},
         config="task: {train: /Users/bob/train.csv}\n",
         command=r"distillkit run C:\Users\Carol\c.yaml",
@@ -239,7 +246,7 @@ def test_home_folders_do_not_reach_the_page() -> None:
 
 
 def test_no_example_means_no_text_of_the_data() -> None:
-    facts = classification()
+    facts = replace(classification(), curves=(), bench=())
     html = render(replace(facts, examples=()))
     assert "unflinchingly" in render(facts)
     assert "unflinchingly" not in html
