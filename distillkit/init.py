@@ -40,7 +40,7 @@ class Look:
 def write_config(data: Path, output: Path) -> str:
     """Write a config for a file or folder of rows, and the schema for editors beside it; says what was found.
 
-    Raises ConfigError where the config is there already or no text and label column can be told, DataError for
+    Raises ConfigError where the config is there already or no text and label column is found, DataError for
     a file that cannot be read.
     """
     if output.exists():

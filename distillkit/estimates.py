@@ -1,0 +1,83 @@
+"""What models and training steps cost: counted where that is exact, else timed on a few real steps."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from distillkit.data.batching import Feed
+from distillkit.model import Student
+from distillkit.train import Program
+from distillkit.types import Batch
+
+TIMED_STEPS = 3
+BYTES_TRAINED = 16
+"""Of one trained fp32 parameter: itself, its gradient, AdamW's two moments."""
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """A model's sizes; flops: of one forward of one row of the longest length (a multiply-add is 2)."""
+
+    layers: int
+    width: int
+    parameters: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One optimizer step. memory: bytes of weights, gradients and moments, and of what backward keeps."""
+
+    seconds: float
+    memory: int
+
+
+def model_cost(model: Student, max_length: int) -> ModelCost:
+    """Count parameters, and FLOPs by torch's counter on one real forward."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return ModelCost(model.spec.num_layers, model.spec.hidden_dim, parameters, _flops(model, max_length))
+
+
+def step_cost(program: Program, feed: Feed) -> StepCost:
+    """Run the first steps of an epoch forward and backward; the median time counts, nothing is updated."""
+    program.train()
+    seconds, kept = [], 0
+    for index in range(min(TIMED_STEPS, feed.num_steps(0))):
+        start = time.perf_counter()
+        for batch in feed.step(0, index):
+            kept = max(kept, _forward_backward(program, batch))
+        seconds.append(time.perf_counter() - start)
+    program.zero_grad(set_to_none=True)
+    trained = sum(parameter.numel() for parameter in program.parameters() if parameter.requires_grad)
+    return StepCost(median(seconds), BYTES_TRAINED * trained + kept)
+
+
+def _forward_backward(program: Program, batch: Batch) -> int:
+    """Bytes of the distinct tensors that backward keeps, weights apart."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in program.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        total, _ = program(batch, program.counts(batch))
+    total.backward()
+    return sum(kept.values())
+
+
+def _flops(model: Student, max_length: int) -> int:
+    exported: nn.Module = model.exportable()
+    ids = torch.zeros(1, min(max_length, model.spec.max_length), dtype=torch.int64)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        exported(input_ids=ids, attention_mask=torch.ones_like(ids))
+    return int(counter.get_total_flops())
