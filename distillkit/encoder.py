@@ -7,6 +7,7 @@ without running anything they say: safetensors only, no code, no network.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -68,8 +69,10 @@ class Encoder(Student):
         return Outputs(logits=logits.float(), hidden=tuple(states[index] for index in range(len(states))))
 
     def exportable(self) -> nn.Module:
+        model = copy.deepcopy(self.model).eval()
+        model.set_attn_implementation("eager")
         return ExportableEncoder(
-            self.model,
+            model,
             tuple(
                 name for name in ("input_ids", "attention_mask", "token_type_ids") if name in self._accepted
             ),

@@ -172,7 +172,7 @@ def _load(config: str | Path | RunConfig | recipe.Loaded, overrides: Sequence[st
         return config
     if isinstance(config, RunConfig):
         return recipe.Loaded(config=config, origins={}, base=Path.cwd())
-    return recipe.load(Path(config), overrides, components=catalog.components())
+    return recipe.load(Path(config), overrides, components=catalog.components)
 
 
 def _data_paths(loaded: recipe.Loaded) -> list[Path]:
@@ -191,7 +191,7 @@ def _stacks(config: RunConfig, parts: Parts) -> tuple[LossStack, ...]:
             )
         return (LossStack(parts.losses),)
     return tuple(
-        LossStack({name: (loss.weight, catalog.build("loss", loss)) for name, loss in phase.losses.items()})
+        LossStack({name: (loss.weight, catalog.build("loss", loss, base=Path())) for name, loss in phase.losses.items()})
         for phase in config.phases
     )
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from distillkit import evaluate
-from distillkit.bench.measure import Variant, bench_rows
+from distillkit.bench.measure import Variant
 from distillkit.bench.measure import bench as measure_all
 from distillkit.data.batching import Encoded, Feed, TaskFeed, encode
 from distillkit.data.corpora import documents
@@ -45,7 +45,7 @@ from distillkit.progress import Progress
 from distillkit.recipe import Loaded
 from distillkit.report.card import write_model_card
 from distillkit.report.curves import read_curves
-from distillkit.report.facts import RunFacts, flat_settings, save_facts
+from distillkit.report.facts import RunFacts, flat_settings, load_bench
 from distillkit.report.gather import Judged, task_facts
 from distillkit.report.page import write_report
 from distillkit.rundir import RunDir
@@ -255,7 +255,6 @@ def report(job: Job) -> Save:
     facts = gather(job)
 
     def save(folder: Path) -> None:
-        save_facts(facts, folder / "facts.json")
         write_report(facts, folder / "report.html")
         write_model_card(facts, folder / "README.md")
 
@@ -286,14 +285,13 @@ def gather(job: Job) -> RunFacts:
         examples=judged.examples(config.report.samples),
         losses=_losses_in_words(config),
         curves=read_curves(job.run.metrics.path),
-        bench=bench_rows(job.folder("bench")),
+        bench=load_bench(job.folder("bench") / "measurements.json"),
         parity=json.loads((job.folder("export") / "parity.json").read_text()),
         environment=job.run.read_json("environment.json"),
         timings={stage: facts["seconds"] for stage, facts in manifest.items() if "seconds" in facts},
         settings=flat_settings(config.model_dump(mode="json"), job.loaded.origins),
         config=(job.run.path / "config.yaml").read_text(encoding="utf-8"),
         command=f"distillkit run {config.output}/{config.name}",
-        notes=task.notes,
     )
 
 

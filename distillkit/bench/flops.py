@@ -1,0 +1,17 @@
+"""Floating point operations of one forward, counted by torch as it runs (2 per multiply-add; matrix products and
+attention count, element-wise work does not)."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from distillkit.model import Student
+from distillkit.types import Batch, Want
+
+
+def flops_per_example(student: Student, batch: Batch) -> float:
+    """FLOPs of the logits of one example of the batch's length."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        student.outputs(batch, want=Want())
+    return counter.get_total_flops() / batch.num_examples

@@ -1,0 +1,223 @@
+"""Measures each model in each runtime, every one in a process of its own, and its quality again as it really runs.
+
+A variant that fails, crashes or hangs is a row with its reason; the others go on. `measurements.json` holds the machine, the
+settings and one row per variant, in the form that the report reads (distillkit/report/facts.py, BenchRow).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from distillkit import evaluate
+from distillkit.data.batching import Encoded
+from distillkit.settings import BenchSettings, Labels
+
+Role = Literal["teacher", "student"]
+Backend = Literal["pytorch", "onnxruntime"]
+_START_UP = 120.0
+_SLACK = 20.0
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model in a runtime: `folder` holds what `Student.save` wrote (pytorch) or the artifact (onnxruntime)."""
+
+    name: str
+    role: Role
+    backend: Backend
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One batch x length. Times are milliseconds for the whole batch; spread is (p95 - p50) / p50."""
+
+    batch: int
+    length: int
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    examples_per_s: float
+    iterations: int
+    spread: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One row: status is "ok" or the reason why there is nothing else."""
+
+    name: str
+    role: Role
+    backend: Backend
+    provider: str
+    status: str = "ok"
+    threads: int = 0
+    size_bytes: int | None = None
+    parameters: int | None = None
+    flops: float | None = None
+    peak_memory_bytes: int | None = None
+    load_seconds: float | None = None
+    cells: list[Cell] = field(default_factory=list)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+def bench(
+    variants: Sequence[Variant],
+    settings: BenchSettings,
+    samples: Encoded,
+    labels: Labels,
+    folder: Path,
+    *,
+    seed: int,
+    command: Sequence[str],
+) -> list[Measurement]:
+    """Measure every variant with `command` request.json result.json, and write folder/measurements.json."""
+    provider = _provider(settings)
+    threads = settings.threads or physical_cores()
+    load_before = os.getloadavg()
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        _save_samples(samples, Path(scratch))
+        for variant in variants:
+            request = {
+                "backend": variant.backend,
+                "folder": str(variant.folder.absolute()),
+                "provider": provider,
+                "threads": threads,
+                "samples": scratch,
+                "settings": settings.model_dump(mode="json"),
+            }
+            result, reason = run_child(command, request, Path(scratch), limit=_limit(settings))
+            rows.append(
+                _row(variant, provider, threads, result, reason, samples, labels, Path(scratch), seed)
+            )
+    rows = _share_flops(rows)
+    machine = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": threads,
+        "load_before": load_before,
+        "load_after": os.getloadavg(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if provider == "cuda" else "cpu",
+        "spinning": False,
+    }
+    content = {
+        "machine": machine,
+        "settings": settings.model_dump(mode="json"),
+        "measurements": [asdict(row) for row in rows],
+    }
+    (folder / "measurements.json").write_text(json.dumps(content, indent=1))
+    return rows
+
+
+def run_child(
+    command: Sequence[str], request: dict[str, Any], scratch: Path, *, limit: float
+) -> tuple[dict[str, Any] | None, str]:
+    """(result, "") of one child process, or (None, why there is none)."""
+    ask, answer = scratch / "request.json", scratch / "result.json"
+    answer.unlink(missing_ok=True)
+    ask.write_text(json.dumps(request))
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(request["threads"]),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    try:
+        done = subprocess.run(
+            [*command, str(ask), str(answer)],
+            capture_output=True,
+            text=True,
+            timeout=limit,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return None, f"did not finish within {limit:.0f} s"
+    if done.returncode < 0:
+        return None, f"the process was killed by signal {-done.returncode}"
+    if not answer.is_file():
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        return None, f"failed (exit code {done.returncode}): {lines[-1] if lines else 'no message'}"
+    result: dict[str, Any] = json.loads(answer.read_text())
+    return (result, "") if "error" not in result else (None, str(result["error"]))
+
+
+def physical_cores() -> int:
+    import psutil
+
+    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
+
+
+def _row(
+    variant: Variant,
+    provider: str,
+    threads: int,
+    result: dict[str, Any] | None,
+    reason: str,
+    samples: Encoded,
+    labels: Labels,
+    scratch: Path,
+    seed: int,
+) -> Measurement:
+    if result is None:
+        return Measurement(
+            variant.name, variant.role, variant.backend, provider, status=reason, threads=threads
+        )
+    logits = np.load(scratch / "logits.npy", allow_pickle=False)
+    assert samples.labels is not None
+    scores = evaluate.score(labels, samples.labels, logits, seed=seed)
+    return Measurement(
+        name=variant.name,
+        role=variant.role,
+        backend=variant.backend,
+        provider=result["provider"],
+        threads=threads,
+        size_bytes=result["size_bytes"],
+        parameters=result["parameters"],
+        flops=result["flops"],
+        peak_memory_bytes=result["peak_memory_bytes"],
+        load_seconds=result["load_seconds"],
+        cells=[Cell(**cell) for cell in result["cells"]],
+        metrics={name: asdict(value) for name, value in scores.items()},
+    )
+
+
+def _share_flops(rows: list[Measurement]) -> list[Measurement]:
+    """An ONNX row takes the count and the parameters of the PyTorch row of its role: the same computation."""
+    from dataclasses import replace
+
+    counted = {row.role: row for row in rows if row.flops is not None}
+    return [
+        replace(row, flops=counted[row.role].flops, parameters=counted[row.role].parameters)
+        if row.flops is None and row.role in counted
+        else row
+        for row in rows
+    ]
+
+
+def _provider(settings: BenchSettings) -> Literal["cpu", "cuda"]:
+    if settings.provider == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return settings.provider
+
+
+def _limit(settings: BenchSettings) -> float:
+    cells = len(settings.batch) * len(settings.length)
+    return _START_UP + cells * (settings.seconds + _SLACK)
+
+
+def _save_samples(samples: Encoded, folder: Path) -> None:
+    for name in ("tokens", "types", "offsets"):
+        np.save(folder / f"{name}.npy", np.asarray(vars(samples)[name]), allow_pickle=False)
+    (folder / "samples.json").write_text(json.dumps({"pad_id": samples.pad_id}))

@@ -1,0 +1,118 @@
+"""Does the artifact compute what the model computes? Compared on real rows and on the shapes that break exports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distillkit.data.batching import Encoded, collate, sequential_batches
+from distillkit.errors import ExportError
+from distillkit.export.onnx import OUTPUT
+from distillkit.model import Student
+from distillkit.types import Batch, Want
+
+_SHAPES = ((1, 1), (1, 5), (7, 128))
+_ROWS_PER_BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What was compared and how far apart it was.
+
+    same_predictions: share of compared rows with the same answer; a row whose two best logits lie closer together than
+    twice the tolerance counts as the same, because rounding decides it.
+    """
+
+    tolerance: float
+    rows: int
+    shapes: dict[str, float]
+    max_abs_difference: float
+    mean_abs_difference: float
+    same_predictions: float
+
+
+def compare(
+    student: Student, session: Any, samples: Encoded, *, rows: int, tolerance: float, max_length: int
+) -> Parity:
+    """Run both on the same inputs. Raises ExportError (10) past the tolerance or where a prediction differs."""
+    student = student.eval().cpu()
+    shapes: dict[str, float] = {}
+    differences, same, compared = [], 0, 0
+    for name, batch in _batches(samples, rows, max_length):
+        expected, got = _torch_logits(student, batch), run(session, batch)
+        if got.shape != expected.shape:
+            raise ExportError(
+                f"shape {name}: the artifact gives {list(got.shape)}, PyTorch {list(expected.shape)}",
+                where="export",
+            )
+        difference = np.abs(expected - got)
+        if not np.isfinite(difference).all() or difference.max() > tolerance:
+            raise ExportError(
+                f"shape {name}: the artifact differs from PyTorch by {difference.max():.3g}, more than {tolerance:.3g}",
+                where="export",
+                hint="export.tolerance is the gate; look at the exporter's warnings first",
+            )
+        agree = _same_answer(expected, got, tolerance)
+        if not agree.all():
+            raise ExportError(
+                f"shape {name}: {int((~agree).sum())} of {len(agree)} predictions differ from PyTorch",
+                where="export",
+            )
+        shapes[name] = max(shapes.get(name, 0.0), float(difference.max()))
+        differences.append(difference.ravel())
+        same, compared = same + int(agree.sum()), compared + len(agree)
+    every = np.concatenate(differences)
+    return Parity(tolerance, compared, shapes, float(every.max()), float(every.mean()), same / compared)
+
+
+def run(session: Any, batch: Batch) -> NDArray[np.float32]:
+    """The artifact's logits `[B, V]`."""
+    names = [entry.name for entry in session.get_inputs()]
+    logits: NDArray[np.float32] = session.run([OUTPUT], {name: batch.inputs[name].numpy() for name in names})[
+        0
+    ]
+    return logits
+
+
+def _torch_logits(student: Student, batch: Batch) -> NDArray[np.float32]:
+    with torch.inference_mode():
+        logits: NDArray[np.float32] = student.outputs(batch, want=Want()).logits.numpy()
+    return logits
+
+
+def _batches(samples: Encoded, rows: int, max_length: int) -> Iterator[tuple[str, Batch]]:
+    chosen = np.linspace(0, len(samples) - 1, num=min(rows, len(samples))).astype(np.int64)
+    for part in sequential_batches(samples.lengths[chosen], tokens=_ROWS_PER_BATCH_TOKENS):
+        yield "real rows", collate(samples, chosen[part])
+    for size, length in (*_SHAPES, (1, max_length)):
+        length = min(length, max_length)
+        yield f"({size}, {length})", exact_batch(samples, size, length)
+
+
+def exact_batch(samples: Encoded, size: int, length: int) -> Batch:
+    """`size` rows of exactly `length` real tokens, cut from the samples laid end to end: nothing is padded or zero."""
+    needed = size * length
+    flat = np.resize(samples.tokens[: min(len(samples.tokens), needed)], needed).astype(np.int64)
+    ids = torch.from_numpy(flat.reshape(size, length))
+    ones = torch.ones_like(ids)
+    return Batch(
+        inputs={"input_ids": ids, "attention_mask": ones, "token_type_ids": torch.zeros_like(ids)},
+        labels=None,
+        mask=ones.bool(),
+        ids=torch.arange(size),
+        full=True,
+    )
+
+
+def _same_answer(expected: NDArray[Any], got: NDArray[Any], tolerance: float) -> NDArray[np.bool_]:
+    if expected.shape[1] == 1:
+        return np.ones(len(expected), dtype=bool)
+    best = np.sort(expected, axis=1)
+    undecided = best[:, -1] - best[:, -2] < 2 * tolerance
+    same: NDArray[np.bool_] = (expected.argmax(axis=1) == got.argmax(axis=1)) | undecided
+    return same

@@ -1,0 +1,50 @@
+"""ONNX Runtime sessions whose provider is the one that was asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from distillkit.errors import ExportError, MissingError
+from distillkit.export.check import check_model
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def open_session(path: Path, *, provider: Literal["cpu", "cuda"], threads: int) -> Any:
+    """A session on exactly this provider, with `threads` threads that do not spin when idle.
+
+    ONNX Runtime quietly falls back to the CPU; here that is a MissingError (5). ExportError (10) or SecurityError (11) for
+    a file that must not be opened.
+    """
+    import onnxruntime
+
+    check_model(path)
+    wanted = PROVIDERS[provider]
+    if wanted not in onnxruntime.get_available_providers():
+        raise MissingError(
+            f"ONNX Runtime has no {wanted} here",
+            where="bench.provider",
+            hint=f"available: {', '.join(onnxruntime.get_available_providers())}",
+        )
+    if provider == "cuda":
+        onnxruntime.preload_dlls()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=[wanted])
+    except Exception as error:  # onnxruntime raises many types of its own
+        raise ExportError(
+            f"ONNX Runtime cannot open it: {str(error).splitlines()[0]}", where=str(path)
+        ) from None
+    used = session.get_providers()[0]
+    if used != wanted:
+        raise MissingError(
+            f"asked for {wanted}, got {used}",
+            where="bench.provider",
+            hint="check the GPU driver and onnxruntime-gpu's CUDA version, or set provider: cpu",
+        )
+    return session
