@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from distillkit import catalog, files, recipe, stages
 from distillkit.data.corpora import corpus_digest
@@ -25,10 +26,14 @@ from distillkit.losses.base import Loss, LossStack
 from distillkit.model import StudentSource, TeacherSource, TrainableTeacherSource
 from distillkit.progress import Progress
 from distillkit.rundir import RunDir, environment
-from distillkit.settings import RunConfig, Section
+from distillkit.settings import Phase, RunConfig, Section
 from distillkit.signals import Signals
 from distillkit.stages import STAGES, Job
+from distillkit.types import Access
 from distillkit.world import World
+
+
+_MAIN_ONLY = ("export", "bench", "report")
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ def run(
     """
     if until not in STAGES:
         raise ConfigError(f"there is no stage {until!r}", hint=f"stages are {', '.join(STAGES)}")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     loaded = _load(config, overrides)
     world = World.join(loaded.config.runtime)
     run_dir = RunDir.open(run_path(loaded), data_paths=_data_paths(loaded))
@@ -66,6 +73,11 @@ def run(
             job = prepare(
                 loaded, parts or Parts(), run_dir, world, signals, Progress.make(progress, world.main)
             )
+            if world.main:
+                files.atomic_write(run_dir.path / "config.yaml", recipe.dump(loaded))
+                run_dir.write_json(
+                    "environment.json", environment(loaded.config.seed, torch.get_num_threads())
+                )
             _run_stages(job, until)
         except DistillkitError as error:
             state = "stopped" if error.exit_code in (75, 130) else "failed"
@@ -85,18 +97,45 @@ def prepare(
     task = load_task(config.task, base=base, seed=config.seed)
     teacher = parts.teacher or catalog.build("teacher", config.teacher, base=base)
     student = parts.student or catalog.build("student", config.student, base=base)
+    stacks = _stacks(config, parts)
+    for index, stack in enumerate(stacks):
+        check_losses(stack, teacher, task, config.phases[index])
     return Job(
         loaded=loaded,
         run=run_dir,
         task=task,
         teacher_source=teacher,
         student_source=student,
-        stacks=_stacks(config, parts),
+        stacks=stacks,
         digests=stage_digests(config, base, task, teacher, parts),
         world=world,
         signals=signals,
         progress=progress,
     )
+
+
+def check_losses(stack: LossStack, teacher: TeacherSource, task: Task, phase: Phase) -> None:
+    """The access ladder, before anything is loaded: a loss that needs more than its teacher gives is a ConfigError."""
+    for name, loss in stack.terms.items():
+        where = f"distill.losses.{name}"
+        if loss.needs_teacher and loss.needs.access > teacher.access:
+            raise ConfigError(
+                f"this loss needs {loss.needs.access.name} of the teacher, which gives no more than {teacher.access.name}",
+                where=where,
+                hint="take a loss further up the ladder: " + " < ".join(access.name for access in Access),
+            )
+        if task.labels.kind not in loss.kinds:
+            raise ConfigError(
+                f"this loss is not defined for {task.labels.kind}",
+                where=where,
+                hint=f"it is for {', '.join(loss.kinds)}",
+            )
+        if loss.needs_labels and phase.corpus is not None:
+            raise ConfigError(
+                "this loss needs labels, and a corpus has none",
+                where=where,
+                hint="use it in a phase on the task's rows",
+            )
 
 
 def run_path(loaded: recipe.Loaded) -> Path:
@@ -112,21 +151,32 @@ def _run_stages(job: Job, until: str) -> None:
     if not todo:
         job.progress.say(f"{job.run.path}: already complete, nothing to do")
     for name in todo:
-        if not job.world.main and name in ("export", "bench", "report"):
+        if not job.world.main and name in _MAIN_ONLY:
             return
         if job.world.main:
             job.run.status("running", 0, name, again)
         job.progress.say(f"== {name}")
-        start = time.monotonic()
-        save = stages.MAKE[name](job)
-        if job.world.main:
-            with job.run.stage(name).write(
-                job.digests[name], seconds=lambda: time.monotonic() - start
-            ) as folder:
-                save(folder)
-            _after(job, name)
-        if name not in ("export", "bench", "report"):
+        try:
+            _make(job, name)
+        except Exception as error:
+            if name != "report":
+                raise
+            job.progress.say(f"warning: no report ({type(error).__name__}: {error}); every result is kept")
+        if name not in _MAIN_ONLY:
             job.world.wait()
+
+
+def _make(job: Job, name: str) -> None:
+    start = time.monotonic()
+    save = stages.MAKE[name](job)
+    if not job.world.main:
+        return
+    with job.run.stage(name).write(job.digests[name], seconds=lambda: time.monotonic() - start) as folder:
+        save(folder)
+    for checkpoints in job.run.checkpoints(name).parent.glob(f"{name}*"):
+        files.remove(checkpoints)  # a finished stage needs them no longer
+    if name == "report":
+        files.atomic_write(job.run.path / "report.html", (job.folder("report") / "report.html").read_bytes())
 
 
 def _applies(job: Job, name: str) -> bool:
@@ -191,7 +241,12 @@ def _stacks(config: RunConfig, parts: Parts) -> tuple[LossStack, ...]:
             )
         return (LossStack(parts.losses),)
     return tuple(
-        LossStack({name: (loss.weight, catalog.build("loss", loss, base=Path())) for name, loss in phase.losses.items()})
+        LossStack(
+            {
+                name: (loss.weight, catalog.build("loss", loss, base=Path()))
+                for name, loss in phase.losses.items()
+            }
+        )
         for phase in config.phases
     )
 
