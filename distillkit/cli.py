@@ -349,7 +349,10 @@ def _load(path: Path, overrides: Sequence[str], code: Sequence[Path]) -> Loaded:
             *overrides,
         ]
         path = path / "config.yaml"
-    return recipe.load(path, overrides, components=catalog.components)
+    loaded = recipe.load(path, overrides, components=catalog.components)
+    for note in loaded.notes:
+        _tell(f"note: {note}")
+    return loaded
 
 
 def _launch(gpus: int, config: Path, overrides: Sequence[str], code: Sequence[Path], quiet: bool) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,7 +153,7 @@ def _delimiter(path: Path) -> str | None:
     return next((sign for sign in _DELIMITERS if sign in names[0]), None)
 
 
-def _roles(path: Path, columns: dict[str, list[Any]]) -> tuple[tuple[str, ...], str]:
+def _roles(path: Path, columns: Mapping[str, list[Any]]) -> tuple[tuple[str, ...], str]:
     """(text columns, label column)."""
     labels = [
         name

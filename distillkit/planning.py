@@ -1,8 +1,8 @@
 """`distillkit plan`: what a run would do and cost, and what cannot work, before anything is trained.
 
-The models are built with their real sizes (a tokenizer that the run would train is trained on a sample, so that
-its vocabulary may come out a little smaller), the task's rows are tokenised, and a few steps of every stage are
-timed on this machine.
+The models are built with their real sizes (a tokenizer that the run would train is trained on a sample,
+so its vocabulary may come out a little smaller), the task's rows are tokenised, and a few steps of
+every stage are timed on this machine.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ UNKNOWN_LIMIT = 0.05
 
 @dataclass(frozen=True)
 class LossPlan:
-    """One term of a phase. needs: access to the teacher; pairs: (student state, teacher state) it compares."""
+    """One term of a phase. needs: access to the teacher; pairs: (student state, teacher state) compared."""
 
     phase: int
     name: str
@@ -274,9 +274,8 @@ def _label_counts(task: Task) -> dict[str, dict[str, int]]:
 
 def _size_notes(teacher: ModelCost | None, student: ModelCost, unknown: float) -> Iterator[str]:
     if teacher is not None and student.parameters > teacher.parameters:
-        yield (
-            f"the student is larger than its teacher: {student.parameters:,} parameters to {teacher.parameters:,}"
-        )
+        sizes = f"{student.parameters:,} parameters, not {teacher.parameters:,}"
+        yield f"the student is larger than its teacher: {sizes}"
     if unknown > UNKNOWN_LIMIT:
         yield f"{unknown:.0%} of the tokens are unknown to the tokenizer: does it belong to this text?"
 

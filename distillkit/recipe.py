@@ -1,487 +1,413 @@
-"""Reads a recipe: YAML 1.2, safe, every error at once with `file:line:col`, the field, the value and what is allowed.
+"""Reads a recipe: every error at once, each with `file:line:col`, the field, the value and what is
+allowed.
 
-The file becomes a tree of nodes with marks, the tree becomes plain values (nothing else: tags are refused, aliases are
-followed and counted), command-line overrides are set on top, and pydantic checks the whole. No torch here.
+`document.py` turns YAML 1.2 into plain values and their places, command-line overrides are set on top,
+pydantic checks the whole against the registered components, and what no field can know alone is checked
+last. No torch here.
 """
 
 from __future__ import annotations
 
-import difflib
-import io
 import json
 import os
 import re
-import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from distillkit.errors import ConfigError, DistillkitError, ErrorGroup
+from distillkit import document
+from distillkit.document import Keys
+from distillkit.errors import ConfigError, DistillkitError, ErrorGroup, SecurityError
 from distillkit.registry import did_you_mean
 from distillkit.settings import RunConfig
 
-MAX_BYTES, MAX_DEPTH, MAX_NODES = 2**20, 32, 20_000
-_PLAIN = "tag:yaml.org,2002:"
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_SECRET = re.compile(r"(?i)(^|_)(api_?key|secret|password|passwd|token|access_?key|credential)s?$")
-_USER_INFO = re.compile(r"[a-z]+://[^/\s:@]+:[^/\s@]+@")
 Components = Callable[[Collection[str]], type[RunConfig]]
-Path_ = tuple[str | int, ...]
+"""The names that a recipe uses -> RunConfig with the settings of every registered component."""
+HEADER = "# resolved by distillkit; paths are relative to: "
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_METRICS = {"classification": ("accuracy", "macro_f1", "mcc"), "regression": ("pearson", "spearman")}
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checked recipe: the config, where each given value came from, and the folder its paths are relative to."""
+    """A checked recipe: the config, where each given value came from, the folder its paths are relative
+    to."""
 
     config: RunConfig
     origins: Mapping[str, str]
     base: Path
     source: Path | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
-class _Document:
-    """Plain values and the place of each, by path."""
+class _Draft:
+    """Plain values, not checked yet; places: of each value, keys: of each key, as a person reads them."""
 
-    path: Path
-    value: Any = None
-    places: dict[Path_, str] = field(default_factory=dict)
-    nodes: int = 0
+    name: str
+    value: dict[str, Any]
+    places: dict[Keys, str]
+    keys: dict[Keys, str]
+    variables: Mapping[Keys, tuple[str, ...]] = field(default_factory=dict)
 
-    def place(self, at: Path_) -> str:
-        """file:line:col of a path, or of the nearest thing around it."""
-        while at and at not in self.places:
+    def place(self, at: Keys, *, key: bool = False) -> str:
+        """Where the value (or its key) stands, or the nearest thing around it."""
+        table = {**self.places, **self.keys} if key else self.places
+        while at and at not in table:
             at = at[:-1]
-        return self.places.get(at, str(self.path))
+        return table.get(at, self.name)
 
 
 def load(path: Path, overrides: Sequence[str] = (), *, components: Components) -> Loaded:
-    """Read and check a recipe. Raises ConfigError (2), or an ErrorGroup of them."""
-    document = _read(path)
-    for override in overrides:
-        _override(document, override)
-    _refuse_secrets(document)
-    model = components(_used_names(document.value))
+    """Read and check a recipe; an override is `path.to.field=value`. Raises ConfigError (2) or an
+    ErrorGroup."""
+    read = document.read(path)
+    if not isinstance(read.value, dict):
+        raise ConfigError(
+            f"a config is a mapping of keys, not {'a list' if isinstance(read.value, list) else 'one value'}",
+            where=f"{path}:1:1",
+            hint="start with `name: ...`",
+        )
+    draft = _Draft(
+        name=str(path),
+        value=read.value,
+        places={at: f"{path}:{place.line}:{place.column}" for at, place in read.values.items()},
+        keys={at: f"{path}:{place.line}:{place.column}" for at, place in read.keys.items()},
+        variables=read.variables,
+    )
+    _raise_all([*_apply(draft, overrides), *_secrets(draft)])
+    model = components(_used_names(draft.value))
     try:
-        config = model.model_validate(document.value)
+        config = model.model_validate(draft.value)
     except ValidationError as error:
-        errors = _told(error, document, model)
-        raise errors[0] if len(errors) == 1 else ErrorGroup(list(errors)) from None
-    _refuse_contradictions(config, document)
-    origins = {".".join(map(str, at)): place for at, place in document.places.items() if at}
-    base = _base(document, path)
-    return Loaded(config, origins, base, path)
+        _raise_all(_told(error, draft, model))
+        raise
+    _raise_all(
+        ConfigError(problem, where=draft.place(at), hint=hint)
+        for at, problem, hint in _contradictions(config)
+    )
+    return Loaded(config, _origins(draft), _base(path), path, read.notes)
 
 
 def dump(loaded: Loaded) -> str:
     """The resolved config as YAML that loads again, each value with its origin as a comment."""
-    lines = [f"# resolved by distillkit; paths are relative to: {_relative(loaded.base)}"]
-    lines += _dump_mapping(loaded.config.model_dump(mode="json", by_alias=True), loaded.origins, (), 0)
-    return "\n".join(lines) + "\n"
+    values = loaded.config.model_dump(mode="json", by_alias=True)
+    return "\n".join([f"{HEADER}{loaded.base}", *_lines(values, loaded.origins, (), 0)]) + "\n"
 
 
-def parse_scalar(text: str, where: str) -> Any:
-    """The value of an override, read as YAML (`3e-5` is a number, `[2, 4]` a list)."""
-    document = _Document(Path(where))
-    try:
-        node = YAML(typ="safe", pure=True).compose(io.StringIO(text))
-    except (YAMLError, ValueError) as error:
-        raise ConfigError(f"{text!r} cannot be read: {str(error).splitlines()[0]}", where=where) from None
-    return None if node is None else _plain(node, (), document, ())
+def _apply(draft: _Draft, overrides: Sequence[str]) -> Iterator[DistillkitError]:
+    for override in overrides:
+        try:
+            _override(draft, override)
+        except ConfigError as error:
+            yield error
 
 
-def _read(path: Path) -> _Document:
-    text = _text(path)
-    document = _Document(path)
-    try:
-        node = YAML(typ="safe", pure=True).compose(io.StringIO(text))
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        hint = "use spaces, not tabs" if "\t" in text else "one YAML document, properly indented"
-        raise ConfigError(f"not YAML: {error.problem or error.context}", where=where, hint=hint) from None
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"not YAML: {str(error).splitlines()[0]}", where=str(path)) from None
-    if node is None:
+def _override(draft: _Draft, override: str) -> None:
+    """Set one value. A new key is made here and refused by the schema, which knows what was meant."""
+    name, found, text = override.removeprefix("--").partition("=")
+    place = f"command line ({name.strip()})"
+    if not found or not name.strip():
         raise ConfigError(
-            "the file is empty", where=str(path), hint="distillkit init writes a config to start from"
+            f"{override!r} is not KEY=VALUE", where="command line", hint="e.g. student.layers=2"
         )
-    if not isinstance(node, MappingNode):
+    value = document.parse(text, place).value if text.strip() else None
+    keys = re.sub(r"\[(\d+)\]", r".\1", name.strip()).split(".")
+    target: Any = draft.value
+    at: Keys = ()
+    for key in keys[:-1]:
+        at = (*at, _step(target, key, at, place))
+        if isinstance(target, dict) and key not in target:
+            target[key], draft.places[at], draft.keys[at] = {}, place, place
+        target = target[at[-1]]
+    at = (*at, _step(target, keys[-1], at, place))
+    target[at[-1]] = value
+    for table in (draft.places, draft.keys):
+        for known in [known for known in table if known[: len(at)] == at]:
+            del table[known]
+        table.update(dict.fromkeys(_paths(value, at), place))
+
+
+def _step(target: Any, key: str, at: Keys, place: str) -> str | int:
+    """The key as this mapping or list takes it."""
+    if isinstance(target, dict):
+        return key
+    path = _dotted(at)
+    if not isinstance(target, list):
+        raise ConfigError(f"{path} is a single value, {key!r} cannot be set in it", where=place)
+    if not key.isdecimal() or int(key) >= len(target):
         raise ConfigError(
-            "a recipe is a mapping of keys, not a list or a single value",
-            where=f"{path}:1:1",
-            hint="start with `name: ...`",
+            f"{path}.{key}: {path} is a list of {len(target)}", where=place, hint=f"0 to {len(target) - 1}"
         )
-    document.value = _plain(node, (), document, ())
-    return document
+    return int(key)
 
 
-def _text(path: Path) -> str:
-    if path.is_dir():
-        raise ConfigError(
-            "this is a folder, not a config file", where=str(path), hint="give a YAML file or a run's folder"
-        )
-    if not path.is_file():
-        close = difflib.get_close_matches(
-            path.name, [entry.name for entry in path.parent.glob("*")] if path.parent.is_dir() else [], n=2
-        )
-        raise ConfigError(
-            "there is no such file",
-            where=str(path),
-            hint=f"did you mean {' or '.join(close)}?" if close else "distillkit init writes one",
-        )
-    if path.stat().st_size > MAX_BYTES:
-        raise ConfigError(
-            f"the file has {path.stat().st_size:,} bytes; a recipe has at most {MAX_BYTES:,}", where=str(path)
-        )
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"not UTF-8 text (byte {error.start})", where=str(path), hint="is this a config file?"
-        ) from None
-    if "\0" in text:
-        raise ConfigError("holds NUL bytes: not a text file", where=str(path))
-    return text
+def _paths(value: Any, at: Keys) -> Iterator[Keys]:
+    yield at
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in inner:
+        yield from _paths(child, (*at, key))
 
 
-def _plain(node: Node, at: Path_, document: _Document, above: tuple[int, ...]) -> Any:
-    """A node as plain values; marks are kept, tags, deep nesting, bombs and self-reference are refused."""
-    where = f"{document.path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
-    document.places.setdefault(at, where)
-    document.nodes += 1
-    if document.nodes > MAX_NODES:
-        raise ConfigError(
-            f"more than {MAX_NODES:,} values once aliases are followed",
-            where=where,
-            hint="write it out without aliases",
-        )
-    if len(at) > MAX_DEPTH:
-        raise ConfigError(f"nested deeper than {MAX_DEPTH} levels", where=where)
-    if id(node) in above:
-        raise ConfigError("an alias that holds itself", where=where)
-    tag = str(node.tag)
-    if tag.removeprefix(_PLAIN) not in ("map", "seq", "str", "int", "float", "bool", "null"):
-        raise ConfigError(
-            f"tag {tag.replace(_PLAIN, '!!')!r} is not allowed: a config holds plain values only",
-            where=where,
-            hint="code is reached by registered names and --code",
-        )
-    if isinstance(node, ScalarNode):
-        return _scalar(node, at, document, where)
-    above = (*above, id(node))
-    if isinstance(node, SequenceNode):
-        return [_plain(child, (*at, index), document, above) for index, child in enumerate(node.value)]
-    values: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        key_where = f"{document.path}:{key_node.start_mark.line + 1}:{key_node.start_mark.column + 1}"
-        if not isinstance(key_node, ScalarNode):
-            raise ConfigError("a key is a word, not a list or mapping", where=key_where)
-        key = str(key_node.value)
-        if key in values:
-            first = document.places[(*at, key)]
-            raise ConfigError(
-                f"key {key!r} stands twice", where=key_where, hint=f"first at {first}; keep one"
-            )
-        document.places[(*at, key)] = key_where
-        values[key] = _plain(value_node, (*at, key), document, above)
-    return values
-
-
-def _scalar(node: ScalarNode, at: Path_, document: _Document, where: str) -> Any:
-    kind, text = str(node.tag).removeprefix(_PLAIN), str(node.value)
-    if kind == "null":
-        return None
-    if kind == "bool":
-        return text.lower() == "true"
-    if kind == "int":
-        return _whole(text, where)
-    if kind == "float":
-        return float(
-            text.replace("_", "")
-            .replace(".inf", "inf")
-            .replace(".Inf", "inf")
-            .replace(".nan", "nan")
-            .replace(".NaN", "nan")
-        )
-    if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text) and node.style is None:
-        return float(text)
-    return _VARIABLE.sub(lambda match: _variable(match.group(1), where), text)
-
-
-def _whole(text: str, where: str) -> int:
-    digits = text.replace("_", "")
-    if re.fullmatch(r"[-+]?0\d+", digits):
-        warnings.warn(
-            f"{where}: {text} is read as {int(digits, 10)} (YAML 1.2 has no leading-zero octals)",
-            UserWarning,
-            stacklevel=2,
-        )
-        return int(digits, 10)
-    return int(digits, 0)
-
-
-def _variable(name: str, where: str) -> str:
-    if _SECRET.search(name):
-        raise ConfigError(
-            f"${{{name}}} looks like a secret, and the resolved config is saved",
-            where=where,
-            hint="the tools read it from the environment by themselves",
-        )
-    if name not in os.environ:
-        raise ConfigError(
-            f"the environment variable {name!r} is not set",
-            where=where,
-            hint=f"export {name}=... or write the value",
-        )
-    return os.environ[name]
-
-
-def _override(document: _Document, override: str) -> None:
-    text = override.removeprefix("--")
-    if "=" not in text:
-        raise ConfigError(
-            f"{override!r} is not key=value", where="command line", hint="for example student.layers=2"
-        )
-    name, raw = (part.strip() for part in text.split("=", 1))
-    keys: list[str | int] = [
-        int(key) if key.isdigit() else key for key in re.sub(r"\[(\d+)\]", r".\1", name).split(".")
-    ]
-    value = parse_scalar(raw, f"command line ({override})")
-    target: Any = document.value
-    for depth, key in enumerate(keys):
-        last = depth + 1 == len(keys)
-        if isinstance(target, list):
-            if not isinstance(key, int) or key >= len(target):
-                raise ConfigError(
-                    f"{override!r}: {'.'.join(map(str, keys[:depth]))} is a list of {len(target)}; {key!r} is not one of its places",
-                    where="command line",
-                )
-        elif not isinstance(target, dict):
-            raise ConfigError(
-                f"{override!r}: {'.'.join(map(str, keys[:depth]))} is a single value", where="command line"
-            )
-        key = key if isinstance(target, list) else str(key)
-        if last:
-            target[key] = value  # type: ignore[index]
-        elif isinstance(target, dict):
-            target = target.setdefault(str(key), {})
-        else:
-            target = target[key]  # type: ignore[index]
-    at = tuple(keys)
-    for known in [known for known in document.places if known[: len(at)] == at]:
-        del document.places[known]
-    document.places[at] = f"command line ({override})"
-
-
-def _refuse_secrets(document: _Document) -> None:
-    def walk(value: Any, at: Path_) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                if _SECRET.search(key):
-                    raise ConfigError(
-                        f"{'.'.join(map(str, (*at, key)))} looks like a secret",
-                        where=document.place((*at, key)),
-                        hint="keep secrets in the environment; configs are saved and shown",
-                    )
-                walk(inner, (*at, key))
-        elif isinstance(value, list):
-            for index, inner in enumerate(value):
-                walk(inner, (*at, index))
-        elif isinstance(value, str) and _USER_INFO.search(value):
-            raise ConfigError(
-                "the address holds a user name and password",
-                where=document.place(at),
-                hint="keep secrets in the environment",
+def _secrets(draft: _Draft) -> Iterator[DistillkitError]:
+    for at in _paths(draft.value, ()):
+        if at and document.SECRET_NAME.search(str(at[-1])):
+            yield ConfigError(
+                f"{_dotted(at)} looks like a secret, and the config is saved and shown",
+                where=draft.place(at, key=True),
+                hint="keep secrets in the environment, where the tools look for them",
             )
 
-    walk(document.value, ())
+
+def _used_names(value: Any) -> frozenset[str]:
+    """Every value of a `use` key."""
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    inner = frozenset[str]().union(*(_used_names(child) for child in children))
+    use = value.get("use") if isinstance(value, dict) else None
+    return inner | {use} if isinstance(use, str) else inner
 
 
-def _used_names(value: Any) -> set[str]:
-    if isinstance(value, dict):
-        own = {value["use"]} if isinstance(value.get("use"), str) else set()
-        return own.union(*(_used_names(inner) for inner in value.values()))
-    if isinstance(value, list):
-        return set().union(*(_used_names(inner) for inner in value))
-    return set()
-
-
-def _told(error: ValidationError, document: _Document, model: type[RunConfig]) -> list[DistillkitError]:
-    """One ConfigError per field, in the order of the file."""
-    told: dict[Path_, list[tuple[str, str]]] = {}
+def _told(error: ValidationError, draft: _Draft, model: type[RunConfig]) -> list[DistillkitError]:
+    """One error per field. Where all branches of a union fail, what they allow is joined; where one of
+    them got deeper into the value, the others are left out."""
+    found: dict[Keys, list[Any]] = {}
     for entry in error.errors():
-        at, model_here = _real_path(entry["loc"], document.value)
-        told.setdefault(at, []).append(_words(entry, at, document, model))
+        found.setdefault(_real_path(entry, draft.value), []).append(entry)
     errors = []
-    for at, words in told.items():
-        problem, hint = words[0]
-        if len(words) > 1:
-            problem = " or ".join(dict.fromkeys(text for text, _ in words))
-        errors.append(
-            ConfigError(f"{'.'.join(map(str, at))}: {problem}", where=document.place(at), hint=hint)
-        )
-    return list(errors)
+    for at, entries in found.items():
+        deeper = any(len(other) > len(at) and other[: len(at)] == at for other in found)
+        if deeper and all(entry["type"].endswith(("_type", "_error")) for entry in entries):
+            continue
+        errors.append(_one(at, entries, draft, model))
+    return sorted(errors, key=lambda one: not isinstance(one, SecurityError))
 
 
-def _real_path(loc: Sequence[str | int], value: Any) -> tuple[Path_, Any]:
+def _real_path(entry: Any, value: Any) -> Keys:
     """A pydantic location without the parts that name a branch of a union."""
     at: list[str | int] = []
-    for position, key in enumerate(loc):
-        inside = (isinstance(value, dict) and key in value) or (
-            isinstance(value, list) and isinstance(key, int) and key < len(value)
+    for key in entry["loc"]:
+        inside = (
+            key in value if isinstance(value, dict) else isinstance(value, list) and key in range(len(value))
         )
         if inside:
             at.append(key)
             value = value[key]
-        elif (
-            position + 1 == len(loc)
-            and isinstance(value, dict)
-            and isinstance(key, str)
-            and not _is_branch(key, value)
-        ):
-            at.append(key)
-    return tuple(at), value
+    if entry["type"] == "missing":
+        at.append(entry["loc"][-1])
+    return tuple(at)
 
 
-def _is_branch(key: str, value: dict[str, Any]) -> bool:
-    return key == value.get("use") or key in ("phase", "phases") or "[" in key
-
-
-def _words(entry: Any, at: Path_, document: _Document, model: type[RunConfig]) -> tuple[str, str]:
-    """(problem, hint) of one pydantic error."""
-    kind, context = entry["type"], entry.get("ctx", {})
-    shown = _short(entry.get("input"))
+def _one(at: Keys, entries: list[Any], draft: _Draft, model: type[RunConfig]) -> DistillkitError:
+    """The error of one field, in words."""
+    first = entries[0]
+    kind, context, given = first["type"], first.get("ctx", {}), first["input"]
+    name = _dotted(at)
     if kind == "extra_forbidden":
-        known = _fields_at(model, at[:-1], document.value)
-        return f"unknown key {at[-1]!r}", did_you_mean(str(at[-1]), known) or "remove it"
+        hint = _known_keys(model, at, draft.value)
+        return ConfigError(f"{name}: unknown key {str(at[-1])!r}", where=draft.place(at, key=True), hint=hint)
     if kind == "missing":
-        return "is missing", "this key has no default"
-    if kind == "union_tag_invalid":
-        known = re.findall(r"'([^']+)'", context.get("expected_tags", ""))
-        return f"use: {context.get('tag')!r} is not registered", did_you_mean(str(context.get("tag")), known)
+        return ConfigError(
+            f"{name} is missing", where=draft.place(at, key=True), hint="this key has no default"
+        )
     if kind == "union_tag_not_found":
-        return "`use:` is missing", "name what to use"
-    if kind == "literal_error":
-        known = re.findall(r"'([^']+)'", context.get("expected", ""))
-        hint = did_you_mean(str(entry.get("input")), known) if known else ""
-        return f"{shown} must be {context.get('expected', '')}", hint
-    message = entry["msg"].replace("Input should be", "must be").replace("Value error, ", "")
-    hint = (
-        "write it without quotes"
-        if isinstance(entry.get("input"), str) and kind in ("int_type", "float_type", "bool_type")
-        else ""
+        hint = f"one of {', '.join(_quoted_words(context.get('expected_tags', '')))}" if context else ""
+        return ConfigError(f"{name}.use is missing", where=draft.place(at), hint=hint or "name what to use")
+    allowed = _quoted_words(context.get("expected_tags", "") or context.get("expected", ""))
+    if kind == "union_tag_invalid" or (kind == "literal_error" and at[-1] == "use"):
+        at = at if at[-1] == "use" else (*at, "use")
+        return _not_registered(at, str(context.get("tag", given)), allowed, draft)
+    words = dict.fromkeys(_allowed(entry) for entry in entries)
+    hint = did_you_mean(given, allowed) if allowed and isinstance(given, str) else ""
+    if isinstance(given, str) and kind in ("int_type", "float_type", "bool_type"):
+        hint = "write it without quotes" if draft.places.get(at, "").startswith(draft.name) else ""
+    return ConfigError(
+        f"{name}: {_short(given)} must be {' or '.join(words)}", where=draft.place(at), hint=hint
     )
-    return f"{shown} {message}", hint
 
 
-def _fields_at(model: type[RunConfig], at: Path_, value: Any) -> list[str]:
-    """Known keys of the section at a path, read from the JSON schema."""
-    schema = model.model_json_schema()
-    definitions = schema.get("$defs", {})
-    nodes = [schema]
+def _not_registered(at: Keys, name: str, known: list[str], draft: _Draft) -> DistillkitError:
+    problem = f"{_dotted(at)}: nothing is registered as {_short(name)}"
+    if not _NAME.fullmatch(name):
+        return SecurityError(
+            problem, where=draft.place(at), hint="a config reaches code by registered names only; see --code"
+        )
+    return ConfigError(problem, where=draft.place(at), hint=did_you_mean(name, known))
+
+
+def _allowed(entry: Any) -> str:
+    """What one branch allows, in a person's words."""
+    message = str(entry["msg"])
+    if entry["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return "a mapping of keys"
+    for pattern, words in (
+        (r"^Value error, ", ""),
+        (r"^(Input|Value|String|List|Tuple|Dictionary) should (be|have|match) ?", ""),
+        (r"^a valid tuple|^a valid list", "a list"),
+        (r"^a valid integer.*", "a whole number"),
+        (r"^a valid number.*", "a number"),
+        (r"^a valid boolean.*", "true or false"),
+        (r"^a valid string", "a text"),
+        (r"^pattern '.*'$", "letters, digits and . _ - only, at most 100, and begin with a letter or digit"),
+    ):
+        message = re.sub(pattern, words, message)
+    return message
+
+
+def _known_keys(model: type[RunConfig], at: Keys, value: Any) -> str:
+    """The hint for an unknown key: what it resembles among its neighbours, or the section that has it."""
+    schema, key = _schema(model), str(at[-1])
+    known = _fields_at(schema, at[:-1], value)
+    for section, node in schema["properties"].items():
+        inner = _expand(node, value.get(section), schema["$defs"])
+        if key not in known and len(at) == 1 and any(key in one.get("properties", {}) for one in inner):
+            return f"{key!r} belongs under `{section}`"
+    return did_you_mean(key, known)
+
+
+@lru_cache(maxsize=4)
+def _schema(model: type[RunConfig]) -> dict[str, Any]:
+    return model.model_json_schema()
+
+
+def _fields_at(schema: Mapping[str, Any], at: Keys, value: Any) -> list[str]:
+    """Known keys of the section at a path."""
+    nodes: list[Any] = [schema]
     for key in at:
         value = value[key]
-        nodes = [inner for node in nodes for inner in _inner(node, key, value, definitions)]
+        nodes = [inner for node in nodes for inner in _inner(node, key, value, schema["$defs"])]
     return sorted({name for node in nodes for name in node.get("properties", {})})
 
 
 def _inner(node: Mapping[str, Any], key: str | int, value: Any, definitions: Mapping[str, Any]) -> list[Any]:
-    found = (
-        node.get("items")
-        if isinstance(key, int)
-        else node.get("properties", {}).get(key, node.get("additionalProperties"))
-    )
+    if isinstance(key, int):
+        found = node.get("items")
+    else:
+        found = node.get("properties", {}).get(key, node.get("additionalProperties"))
     return _expand(found, value, definitions) if isinstance(found, dict) else []
 
 
 def _expand(node: Any, value: Any, definitions: Mapping[str, Any]) -> list[Any]:
+    """The branches of a schema that a value may have meant."""
     if "$ref" in node:
         node = definitions[node["$ref"].rsplit("/", 1)[1]]
     branches = node.get("oneOf") or node.get("anyOf")
-    if not branches:
-        use = value.get("use") if isinstance(value, dict) else None
-        const = node.get("properties", {}).get("use", {}).get("const")
-        return [] if const and use in (_constants(definitions)) and const != use else [node]
-    return [inner for branch in branches for inner in _expand(branch, value, definitions)]
+    if branches:
+        return [inner for branch in branches for inner in _expand(branch, value, definitions)]
+    const = node.get("properties", {}).get("use", {}).get("const")
+    use = value.get("use") if isinstance(value, dict) else None
+    return [node] if const in (None, use) or use is None else []
 
 
-def _constants(definitions: Mapping[str, Any]) -> set[str]:
-    return {
-        node["properties"]["use"]["const"]
-        for node in definitions.values()
-        if "const" in node.get("properties", {}).get("use", {})
-    }
-
-
-def _refuse_contradictions(config: RunConfig, document: _Document) -> None:
-    runtime = config.runtime
+def _contradictions(config: RunConfig) -> Iterator[tuple[Keys, str, str]]:
+    """(path, problem, hint) of what no field can know alone. Both fields are named."""
+    runtime, task = config.runtime, config.task
     if runtime.device == "cpu" and runtime.precision == "fp16":
-        raise ConfigError(
-            "runtime.precision: fp16 and runtime.device: cpu contradict each other",
-            where=document.place(("runtime", "precision")),
-            hint="fp16 training needs a GPU; use bf16 or fp32",
+        problem = "runtime.precision: fp16 and runtime.device: cpu contradict each other"
+        yield ("runtime", "precision"), problem, "fp16 training needs a GPU; use bf16 or fp32"
+    metrics = _METRICS[task.kind]
+    if task.metric is not None and task.metric not in metrics:
+        problem = f"task.metric: {task.metric} and task.kind: {task.kind} contradict each other"
+        yield ("task", "metric"), problem, f"one of {', '.join(metrics)}"
+    if task.labels is not None and task.kind == "regression":
+        yield (
+            ("task", "labels"),
+            "task.labels and task.kind: regression contradict each other",
+            "leave it out",
         )
+    names = task.labels or ()
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        yield ("task", "labels"), f"task.labels: {twice[0]!r} stands there twice", "name each class once"
+    columns = [task.text] if isinstance(task.text, str) else list(task.text)
+    if len({*columns, task.label}) <= len(columns):
+        problem = f"task.text and task.label name one column twice: {', '.join([*columns, task.label])}"
+        yield ("task", "text"), problem, "text and label are different columns"
     for index, phase in enumerate(config.phases):
-        at: Path_ = ("distill", index) if isinstance(config.distill, list) else ("distill",)
+        at: Keys = ("distill", index) if isinstance(config.distill, list) else ("distill",)
+        if phase.batch.micro > phase.batch.examples:
+            problem = f"batch.micro: {phase.batch.micro} is more than batch.examples: {phase.batch.examples}"
+            yield (*at, "batch", "micro"), f"{_dotted(at)}.{problem}", "every part needs an example"
         for name, loss in phase.losses.items():
             if phase.corpus is not None and loss.use == "gold":
-                raise ConfigError(
-                    f"losses.{name}: gold needs labels, and corpus: {phase.corpus} has none",
-                    where=document.place((*at, "losses", name)),
-                    hint="leave gold out of this phase, or train on the task's rows",
+                problem = (
+                    f"{_dotted(at)}.losses.{name}: gold needs labels, and corpus: {phase.corpus} has none"
+                )
+                yield (
+                    (*at, "losses", name),
+                    problem,
+                    "leave it out of this phase, or train on the task's rows",
                 )
 
 
-def _base(document: _Document, path: Path) -> Path:
-    """The folder paths are relative to: the config's own; a run's config.yaml remembers the original one."""
-    first = path.read_text(encoding="utf-8-sig").splitlines()[0]
-    match = re.fullmatch(r"# resolved by distillkit; paths are relative to: (.+)", first)
-    folder = (
-        path.parent / match.group(1)
-        if match and not os.path.isabs(match.group(1))
-        else Path(match.group(1))
-        if match
-        else path.parent
-    )
-    return Path(os.path.abspath(folder))
+def _origins(draft: _Draft) -> dict[str, str]:
+    """Dotted path of each given value -> its place; sections have none, so that defaults in them are
+    told apart."""
+    origins = {}
+    for at in _paths(draft.value, ()):
+        value: Any = draft.value
+        for key in at:
+            value = value[key]
+        if at in draft.places and not isinstance(value, dict):
+            names = "".join(f" ${name}" for name in draft.variables.get(at, ()))
+            origins[_dotted(at)] = draft.places[at] + names
+    return origins
 
 
-def _relative(base: Path) -> str:
-    return str(base)
+def _base(path: Path) -> Path:
+    """The folder that paths are relative to: the config's own; a run's config.yaml remembers the
+    original one."""
+    first, _, _ = path.read_text(encoding="utf-8-sig").partition("\n")
+    folder = Path(first.removeprefix(HEADER)) if first.startswith(HEADER) else path.parent
+    return Path(os.path.abspath(path.parent / folder if first.startswith(HEADER) else folder))
 
 
-def _dump_mapping(values: Mapping[str, Any], origins: Mapping[str, str], at: Path_, depth: int) -> list[str]:
-    lines = []
+def _lines(values: Mapping[str, Any], origins: Mapping[str, str], at: Keys, depth: int) -> Iterator[str]:
     for key, value in values.items():
-        lines += _dump_value(f"{'  ' * depth}{key}:", value, origins, (*at, key), depth)
-    return lines
+        head, here = f"{'  ' * depth}{_scalar(key)}:", (*at, key)
+        if isinstance(value, dict) and value:
+            yield head
+            yield from _lines(value, origins, here, depth + 1)
+        elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+            yield head
+            for index, entry in enumerate(value):
+                first, *rest = _lines(entry, origins, (*here, index), depth + 2)
+                yield f"{'  ' * (depth + 1)}- {first.strip()}"
+                yield from rest
+        else:
+            origin = "".join(sign if sign.isprintable() else " " for sign in _origin(here, origins))
+            yield f"{head} {_scalar(value)}  # {origin}"
 
 
-def _dump_value(head: str, value: Any, origins: Mapping[str, str], at: Path_, depth: int) -> list[str]:
-    if isinstance(value, dict) and value:
-        return [head, *_dump_mapping(value, origins, at, depth + 1)]
-    if isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
-        lines = [head]
-        for index, entry in enumerate(value):
-            inner = _dump_mapping(entry, origins, (*at, index), depth + 2)
-            lines += [f"{'  ' * (depth + 1)}- {inner[0].strip()}", *inner[1:]]
-        return lines
-    return [f"{head} {json.dumps(value, ensure_ascii=False)}  # {_origin(at, origins)}"]
+def _scalar(value: Any) -> str:
+    """A value on one line, as JSON, which YAML 1.2 reads; a plain word stays plain."""
+    if isinstance(value, str) and _NAME.fullmatch(value) and document.scalar(value) == value:
+        return value
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(sign if sign.isprintable() else f"\\U{ord(sign):08x}" for sign in text)
 
 
-def _origin(at: Path_, origins: Mapping[str, str]) -> str:
-    name = ".".join(map(str, at))
-    return origins.get(name, "default")
+def _origin(at: Keys, origins: Mapping[str, str]) -> str:
+    return origins.get(_dotted(at), "default")
+
+
+def _dotted(at: Keys) -> str:
+    return ".".join(map(str, at))
+
+
+def _quoted_words(text: str) -> list[str]:
+    return re.findall(r"'([^']+)'", text)
 
 
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _raise_all(errors: Sequence[DistillkitError] | Iterator[DistillkitError]) -> None:
+    found = list(errors)
+    if found:
+        raise found[0] if len(found) == 1 else ErrorGroup(found)
