@@ -199,11 +199,8 @@ def stage_digests(
     named = config.teacher.model_dump(mode="json", exclude={"finetune", "allow_weak"})
     corpus = corpus_digest(trainable.pretrain.corpus, base=base) if trainable and trainable.pretrain else ""
     finetune = trainable.finetune if trainable else None
-    objects = [
-        repr(parts.teacher),
-        repr(parts.student),
-        [f"{name} {weight} {loss}" for name, (weight, loss) in parts.losses.items()],
-    ]
+    objects = [_object_key(part) for part in (parts.teacher, parts.student)]
+    objects += [f"{name} {weight} {_object_key(loss)}" for name, (weight, loss) in parts.losses.items()]
     corpora = [corpus_digest(phase.corpus, base=base) for phase in config.phases if phase.corpus is not None]
     judged = [task.digest, config.task.max_length, config.task.metric, config.seed]
     chain: dict[str, str] = {}
@@ -249,6 +246,19 @@ def _stacks(config: RunConfig, parts: Parts) -> tuple[LossStack, ...]:
         )
         for phase in config.phases
     )
+
+
+def _object_key(part: object) -> str:
+    """What identifies an object from Python across processes: its class, its plain settings, its fingerprint."""
+    if part is None:
+        return ""
+    plain = {
+        name: value
+        for name, value in vars(part).items()
+        if isinstance(value, str | int | float | bool | tuple | list)
+    }
+    said = part.fingerprint() if isinstance(part, TeacherSource) else ""
+    return f"{type(part).__qualname__} {sorted(plain.items())} {said}"
 
 
 def _digest(*parts: object) -> str:

@@ -1,0 +1,60 @@
+"""What the studies share: where the data lies, one run of a config, and results with the machine they came from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distillkit import catalog, pipeline, recipe
+from distillkit.report.facts import RunFacts, load_facts
+from distillkit.rundir import environment
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("DISTILLKIT_DATA", ROOT.parent / "shared" / "data"))
+RESULTS = ROOT / "benchmarks" / "results"
+RUNS = Path(os.environ.get("DISTILLKIT_RUNS", ROOT / "runs" / "benchmarks"))
+"""Folders of the studies' runs: an interrupted study goes on where it stopped."""
+
+
+def run(config: Mapping[str, Any], *, until: str = "report") -> Path:
+    """One run of a config given as plain values; returns its folder."""
+    config = {"output": str(RUNS), **config}
+    model = catalog.components().model_validate(config)
+    loaded = recipe.Loaded(config=model, origins={}, base=ROOT)
+    return pipeline.run(loaded, until=until, progress="plain").path
+
+
+def facts(folder: Path) -> RunFacts:
+    return load_facts(folder / "report" / "facts.json")
+
+
+def scores(folder: Path, role: str) -> dict[str, dict[str, float]]:
+    """Metric -> value, low, high, n of one role, read from the stage's own file."""
+    content: dict[str, dict[str, float]] = json.loads((folder / role / "scores.json").read_text())["scores"]
+    return content
+
+
+def machine(seed: int) -> dict[str, Any]:
+    return environment(seed, torch.get_num_threads())
+
+
+def write_result(name: str, content: Mapping[str, Any], lines: Sequence[str]) -> None:
+    """results/NAME.json with everything, results/NAME.md for people."""
+    RESULTS.mkdir(exist_ok=True)
+    facts = {"date": date.today().isoformat(), "machine": machine(int(content.get("seed", 0))), **content}
+    (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
+    place = facts["machine"]
+    head = [
+        f"{place['cpu']}, {place['cores']} cores, {place['threads']} threads, {place['memory_gb']} GB; "
+        f"Python {place['python']}, "
+        + ", ".join(f"{key} {value}" for key, value in place["packages"].items()),
+        f"{facts['date']}, commit {place['commit']}, written by benchmarks/{name}.py",
+    ]
+    (RESULTS / f"{name}.md").write_text("\n\n".join([lines[0], *head, "\n".join(lines[1:])]) + "\n")
+    print("\n".join(lines))
