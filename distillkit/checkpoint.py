@@ -155,7 +155,7 @@ def _compare(stored: Mapping[str, Any], key: Key, folder: Path) -> list[str]:
 
 
 def _optimizer_tensors(program: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    names = {parameter: name for name, parameter in program.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in program.named_parameters()}
     return {
         f"{names[parameter]}.{slot}": value.detach().cpu().contiguous()
         for parameter, slots in optimizer.state.items()

@@ -310,10 +310,13 @@ STAGES = tuple(MAKE)
 def _train_supervised(
     job: Job, stage: str, settings: FinetuneSettings | Phase, program: Distillation, feed: Feed, digest: str
 ) -> None:
+    gold = job.task.validation.labels
+    assert gold is not None
+
     def measure() -> dict[str, float]:
         program.eval()
         logits = job.predict(program.student, job.task.validation)
-        scores = evaluate.values(job.task.labels, job.task.validation.labels, logits)
+        scores = evaluate.values(job.task.labels, gold, logits)
         job.progress.say(
             f"{stage}: validation " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         )

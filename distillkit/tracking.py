@@ -82,12 +82,12 @@ def flat(record: Record) -> dict[str, float]:
 def _tensorboard(folder: Path, run: str) -> Write:
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(folder))
 
     def write(numbers: Mapping[str, float], step: int) -> None:
         for name, value in numbers.items():
-            writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
-        writer.flush()  # type: ignore[no-untyped-call]
+            writer.add_scalar(name, value, step)
+        writer.flush()
 
     return write
 

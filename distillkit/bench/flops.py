@@ -14,4 +14,4 @@ def flops_per_example(student: Student, batch: Batch) -> float:
     """FLOPs of the logits of one example of the batch's length."""
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         student.outputs(batch, want=Want())
-    return counter.get_total_flops() / batch.num_examples
+    return float(counter.get_total_flops()) / batch.num_examples

@@ -26,7 +26,7 @@ def write_onnx(student: Student, path: Path, *, opset: int, metadata: Mapping[st
     Raises ExportError (10) where the exporter cannot follow the model.
     """
     module = copy.deepcopy(student).eval().cpu().exportable()
-    names = tuple(module.input_names)  # type: ignore[arg-type, union-attr]
+    names = tuple(module.input_names)  # type: ignore[arg-type]
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
     example = {name: torch.ones(_EXAMPLE, dtype=torch.int64) for name in names}
     try:

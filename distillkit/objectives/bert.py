@@ -178,7 +178,9 @@ def build_pairs(corpus: Corpus, generator: random.Random, short_sequences: float
             target = generator.randint(2, room)
         rows += _document_pairs(number, documents, starts, target, generator)
     columns = np.asarray(rows, dtype=np.int64).reshape(-1, 5).T
-    a_start, a_end, b_start, b_end = _truncate(*columns[:4], room, generator)
+    a_start, a_end, b_start, b_end = _truncate(
+        (columns[0], columns[1], columns[2], columns[3]), room, generator
+    )
     return Pairs(corpus, a_start, a_end, b_start, b_end, columns[4])
 
 
@@ -219,10 +221,7 @@ def _random_range(
 
 
 def _truncate(
-    a_start: NDArray[np.int64],
-    a_end: NDArray[np.int64],
-    b_start: NDArray[np.int64],
-    b_end: NDArray[np.int64],
+    ranges: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
     room: int,
     generator: random.Random,
 ) -> tuple[NDArray[np.int64], ...]:
@@ -230,6 +229,7 @@ def _truncate(
 
     How many each segment loses follows from the lengths alone; how many of these at the front is binomial.
     """
+    a_start, a_end, b_start, b_end = ranges
     a_length, b_length = a_end - a_start, b_end - b_start
     excess = np.maximum(0, a_length + b_length - room)
     a_first = np.minimum(excess, np.maximum(0, a_length - b_length))
