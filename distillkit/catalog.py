@@ -1,8 +1,10 @@
-"""Fills the registries: what is in this package, installed entry points, and a file that the user names with --code.
+"""Fills the registries: what is in this package, installed entry points, and a file that the user names
+with --code.
 
-A recipe alone can never cause an import of anything else. Built-in classes are read, not imported: the settings of a class
-are the keyword-only arguments of its `__init__`, its sentences stand under `Settings:` in its docstring, and both are taken
-from the source by `ast`, so that `validate` and `--help` never import torch.
+A recipe alone can never cause an import of anything else. Built-in classes are read, not imported: the
+settings of a class are the keyword-only arguments of its `__init__`, its sentences stand under
+`Settings:` in its docstring, and both are taken from the source by `ast`, so that `validate` and
+`--help` never import torch.
 """
 
 from __future__ import annotations
@@ -41,15 +43,19 @@ _COMPONENTS: dict[str, type[Component]] = {
     "loss": LossComponent,
 }
 _COMMON = {"use", *LossComponent.model_fields, *TeacherComponent.model_fields, *StudentComponent.model_fields}
+_FACTS = ("needs_labels", "kinds")
+"""Class attributes of a loss that a recipe is checked against."""
 _NAMESPACE = {**vars(typing), **vars(section), "Field": Field}
 
 
 @dataclass(frozen=True)
 class Described:
-    """A component's settings: name -> (annotation, default or ..., sentence), and a sentence on itself."""
+    """A component's settings: name -> (annotation, default or ..., sentence), a sentence on itself, and
+    its facts."""
 
     summary: str
     fields: dict[str, tuple[Any, Any, str]]
+    facts: dict[str, Any]
 
 
 REGISTRIES = {kind: Registry(kind) for kind in _FOLDERS}
@@ -79,45 +85,41 @@ def build(kind: str, component: Component, *, base: Path) -> Any:
         if name in _COMMON:
             continue
         value = getattr(component, name)
-        is_folder = (
-            isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("format") == "path"
-        )
+        optional = section.Folder in typing.get_args(info.annotation)
+        extra = info.json_schema_extra
+        is_folder = optional or (isinstance(extra, dict) and extra.get("format") == "path")
         values[name] = str(base / value) if is_folder and value is not None else value
     return cls(**values)
 
 
 def components(named: Collection[str] = ()) -> type[RunConfig]:
-    """RunConfig with every registered component's settings in it; entry points that `named` holds are imported first."""
+    """RunConfig with every registered component's settings in it; entry points that `named` holds are
+    imported first."""
     for kind, points in _entry_points.items():
         for name in set(points) & set(named):
-            _register_class(kind, name, points.pop(name).load())
+            _register_class(kind, name, _import(points.pop(name)))
     teacher, student, loss = (_union(kind) for kind in ("teacher", "student", "loss"))
-    phase = create_model(
-        "Phase",
-        __base__=Phase,
-        losses=(
-            typing.Annotated[dict[str, loss], Field(min_length=1)],
-            Field(description=Phase.model_fields["losses"].description),
-        ),
-    )
-    one, several = (
-        typing.Annotated[phase, Tag("phase")],
-        typing.Annotated[list[phase], Field(min_length=1), Tag("phases")],
-    )  # type: ignore[valid-type]
+    losses: Any = typing.Annotated[dict[section.Name, loss], Field(min_length=1)]  # type: ignore[valid-type]
+    sentence = Phase.model_fields["losses"].description
+    phase: Any = create_model("Phase", __base__=Phase, losses=(losses, Field(description=sentence)))
+    one: Any = typing.Annotated[phase, Tag("phase")]
+    several: Any = typing.Annotated[list[phase], Field(min_length=1), Tag("phases")]
     choice = Discriminator(lambda value: "phases" if isinstance(value, list) else "phase")
+    distill: Any = typing.Annotated[one | several, choice]
     return create_model(
         "RunConfig",
         __base__=RunConfig,
         teacher=(teacher, Field(description="where the teacher comes from")),
         student=(student, Field(description="what is trained")),
-        distill=(typing.Annotated[one | several, choice], Field(description="one phase, or a list of them")),
+        distill=(distill, Field(description="one phase, or a list of them")),
     )
 
 
 def load_code(path: Path) -> None:
     """Import the user's file, which the command line named, and register the classes it defines.
 
-    A class is registered under the snake_case form of its name. Raises ConfigError where the file cannot be imported.
+    A class is registered under the snake_case form of its name. Raises ConfigError where the file
+    cannot be imported.
     """
     if not path.is_file():
         raise ConfigError(f"there is no file {path}", where="--code", hint="give a Python file")
@@ -181,16 +183,19 @@ def _used(value: Any) -> Any:
     return value.get("use") if isinstance(value, dict) else getattr(value, "use", None)
 
 
-def _component_model(kind: str, name: str, described: Described) -> type[Component]:
+def _component_model(kind: str, name: str, described: Described) -> Any:
     fields: dict[str, Any] = {"use": (Literal[name], Field(description=described.summary))}
     for setting, (annotation, default, sentence) in described.fields.items():
         fields[setting] = (annotation, Field(default=default, description=sentence))
-    return create_model(
+    model: Any = create_model(
         f"{camel_case(name)}{kind.capitalize()}",
         __base__=_COMPONENTS[kind],
         __doc__=described.summary,
         **fields,
     )
+    for fact, value in described.facts.items():
+        setattr(model, fact, value)
+    return model
 
 
 def _register_builtin(kind: str) -> None:
@@ -207,7 +212,7 @@ def _register_builtin(kind: str) -> None:
         )
         if cls is None or path.stem == "base":
             continue
-        described = _describe(cls)
+        described = _describe(kind, cls)
         if described is not None:
             _described[kind][path.stem] = described
             REGISTRIES[kind].add(
@@ -215,7 +220,7 @@ def _register_builtin(kind: str) -> None:
             )
 
 
-def _describe(cls: ast.ClassDef) -> Described | None:
+def _describe(kind: str, cls: ast.ClassDef) -> Described | None:
     """Settings of a class in this package, from its source; None for one that is made from Python only."""
     init = next(
         (node for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"), None
@@ -228,7 +233,18 @@ def _describe(cls: ast.ClassDef) -> Described | None:
         assert argument.annotation is not None
         value = ... if default is None else _evaluate(default)
         fields[argument.arg] = (_evaluate(argument.annotation), value, sentences.get(argument.arg, ""))
-    return Described(summary, fields)
+    return Described(summary, fields, _facts(cls) if kind == "loss" else {})
+
+
+def _facts(cls: ast.ClassDef) -> dict[str, Any]:
+    """The class attributes that a recipe is checked against, where the class sets them."""
+    assigned = [node for node in cls.body if isinstance(node, ast.Assign) and len(node.targets) == 1]
+    named = [(node.targets[0], node.value) for node in assigned]
+    return {
+        target.id: ast.literal_eval(value)
+        for target, value in named
+        if isinstance(target, ast.Name) and target.id in _FACTS
+    }
 
 
 def _evaluate(node: ast.expr) -> Any:
@@ -255,7 +271,8 @@ def _register_class(kind: str, name: str, cls: Any) -> None:
     hints = typing.get_type_hints(cls.__init__, include_extras=True)
     summary, sentences = _docstring(inspect.getdoc(cls) or "")
     fields: dict[str, tuple[Any, Any, str]] = {}
-    for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
+    own = cls.__init__ is not inspect.getattr_static(_base(kind), "__init__")
+    for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:] if own else []:
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or parameter.name not in hints:
             raise ConfigError(
                 f"{kind} {name!r}: setting {parameter.name!r} must be keyword-only and typed",
@@ -264,7 +281,22 @@ def _register_class(kind: str, name: str, cls: Any) -> None:
         default = ... if parameter.default is inspect.Parameter.empty else parameter.default
         fields[parameter.name] = (hints[parameter.name], default, sentences.get(parameter.name, ""))
     REGISTRIES[kind].add(Entry(name, summary, lambda: cls))
-    _described[kind][name] = Described(summary, fields)
+    facts = {fact: getattr(cls, fact) for fact in _FACTS} if kind == "loss" else {}
+    _described[kind][name] = Described(summary, fields, facts)
+
+
+def _import(point: metadata.EntryPoint) -> Any:
+    """The class of an entry point that a recipe names. Raises ConfigError where its package cannot be
+    imported."""
+    try:
+        return point.load()
+    except DistillkitError:
+        raise
+    except Exception as error:  # an installed package may raise anything
+        raise ConfigError(
+            f"{point.name!r} ({point.value}) cannot be imported: {type(error).__name__}: {error}",
+            hint="update or uninstall the package",
+        ) from error
 
 
 def _find_entry_points() -> None:

@@ -183,7 +183,12 @@ def _told(error: ValidationError, draft: _Draft, model: type[RunConfig]) -> list
         if deeper and all(entry["type"].endswith(("_type", "_error")) for entry in entries):
             continue
         errors.append(_one(at, entries, draft, model))
-    return sorted(errors, key=lambda one: not isinstance(one, SecurityError))
+    return sorted(errors, key=lambda one: (not isinstance(one, SecurityError), _line(one.where)))
+
+
+def _line(where: str) -> tuple[int, ...]:
+    """Line and column of a place, for the order of the file; the command line comes first."""
+    return tuple(int(number) for number in re.findall(r":(\d+)(?=:|$)", where))
 
 
 def _real_path(entry: Any, value: Any) -> Keys:
@@ -214,14 +219,17 @@ def _one(at: Keys, entries: list[Any], draft: _Draft, model: type[RunConfig]) ->
             f"{name} is missing", where=draft.place(at, key=True), hint="this key has no default"
         )
     if kind == "union_tag_not_found":
-        hint = f"one of {', '.join(_quoted_words(context.get('expected_tags', '')))}" if context else ""
-        return ConfigError(f"{name}.use is missing", where=draft.place(at), hint=hint or "name what to use")
+        return ConfigError(
+            f"{name}.use is missing", where=draft.place(at), hint="see `distillkit list losses`"
+        )
     allowed = _quoted_words(context.get("expected_tags", "") or context.get("expected", ""))
     if kind == "union_tag_invalid" or (kind == "literal_error" and at[-1] == "use"):
         at = at if at[-1] == "use" else (*at, "use")
-        return _not_registered(at, str(context.get("tag", given)), allowed, draft)
+        return _not_registered(at, allowed, draft)
     words = dict.fromkeys(_allowed(entry) for entry in entries)
     hint = did_you_mean(given, allowed) if allowed and isinstance(given, str) else ""
+    if given is None and words.keys() == {"a mapping of keys"}:
+        hint = "write {} for its defaults"
     if isinstance(given, str) and kind in ("int_type", "float_type", "bool_type"):
         hint = "write it without quotes" if draft.places.get(at, "").startswith(draft.name) else ""
     return ConfigError(
@@ -229,13 +237,17 @@ def _one(at: Keys, entries: list[Any], draft: _Draft, model: type[RunConfig]) ->
     )
 
 
-def _not_registered(at: Keys, name: str, known: list[str], draft: _Draft) -> DistillkitError:
-    problem = f"{_dotted(at)}: nothing is registered as {_short(name)}"
-    if not _NAME.fullmatch(name):
+def _not_registered(at: Keys, known: list[str], draft: _Draft) -> DistillkitError:
+    """A `use` that names nothing; a path or dotted name in it is an attempt to reach other code."""
+    given: Any = draft.value
+    for key in at:
+        given = given[key]
+    problem = f"{_dotted(at)}: nothing is registered as {_short(given)}"
+    if isinstance(given, str) and not _NAME.fullmatch(given):
         return SecurityError(
             problem, where=draft.place(at), hint="a config reaches code by registered names only; see --code"
         )
-    return ConfigError(problem, where=draft.place(at), hint=did_you_mean(name, known))
+    return ConfigError(problem, where=draft.place(at), hint=did_you_mean(str(given), known))
 
 
 def _allowed(entry: Any) -> str:
@@ -286,7 +298,8 @@ def _inner(node: Mapping[str, Any], key: str | int, value: Any, definitions: Map
     if isinstance(key, int):
         found = node.get("items")
     else:
-        found = node.get("properties", {}).get(key, node.get("additionalProperties"))
+        anything = next(iter(node.get("patternProperties", {}).values()), None)
+        found = node.get("properties", {}).get(key, anything)
     return _expand(found, value, definitions) if isinstance(found, dict) else []
 
 
@@ -332,15 +345,15 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[Keys, str, str]]:
             problem = f"batch.micro: {phase.batch.micro} is more than batch.examples: {phase.batch.examples}"
             yield (*at, "batch", "micro"), f"{_dotted(at)}.{problem}", "every part needs an example"
         for name, loss in phase.losses.items():
-            if phase.corpus is not None and loss.use == "gold":
+            here: Keys = (*at, "losses", name)
+            if task.kind not in loss.kinds:
                 problem = (
-                    f"{_dotted(at)}.losses.{name}: gold needs labels, and corpus: {phase.corpus} has none"
+                    f"{_dotted(here)}: {loss.use} is for {' or '.join(loss.kinds)}, task.kind: {task.kind}"
                 )
-                yield (
-                    (*at, "losses", name),
-                    problem,
-                    "leave it out of this phase, or train on the task's rows",
-                )
+                yield here, problem, "leave it out"
+            if phase.corpus is not None and loss.needs_labels:
+                problem = f"{_dotted(here)}: {loss.use} needs labels, and corpus: {phase.corpus} has none"
+                yield here, problem, "leave it out of this phase, or train on the task's rows"
 
 
 def _origins(draft: _Draft) -> dict[str, str]:

@@ -1,12 +1,13 @@
-"""The sections of a recipe that more than one module reads, and the value types settings are written in.
+"""The sections of a recipe that more than one module reads, and the value types settings are written
+in.
 
-No torch here: `distillkit validate` imports this module and must stay fast. Every model is frozen, strict and refuses
-unknown keys; every field has a sentence.
+No torch here: `distillkit validate` imports this module and must stay fast. Every model is frozen,
+strict and refuses unknown keys; every field has a sentence.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,7 +20,12 @@ Folder = Annotated[str, Field(min_length=1, json_schema_extra={"format": "path"}
 """A folder, relative to the config; it reaches the component as an absolute path."""
 LayerPair = Annotated[tuple[Index, Index], Field(strict=False)]
 LayerMap = Literal["last", "uniform", "skip"] | Annotated[list[LayerPair], Field(min_length=1)]
-"""How student states meet teacher states: a strategy, or explicit [student, teacher] pairs (0 = embeddings)."""
+"""How student states meet teacher states: a strategy, or explicit [student, teacher] pairs (0 =
+embeddings)."""
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,60}$")]
+"""What a person calls a part of a recipe."""
 
 
 class Section(BaseModel):
@@ -112,8 +118,13 @@ class Initialise(Section):
 
 
 class LossComponent(Component):
-    """One term of the loss stack; the other keys are that loss's settings."""
+    """One term of the loss stack; the other keys are that loss's settings.
 
+    needs_labels and kinds are the loss class's own, read without importing it.
+    """
+
+    needs_labels: ClassVar[bool] = False
+    kinds: ClassVar[tuple[str, ...]] = ("classification", "regression")
     weight: Positive = Field(
         default=1.0, description="factor of this term in the total; a term that should not act is left out"
     )
@@ -174,7 +185,7 @@ class TaskSettings(Section):
 class Phase(Section):
     """One phase of distillation: its data, losses and settings."""
 
-    losses: Annotated[dict[str, LossComponent], Field(min_length=1)] = Field(
+    losses: Annotated[dict[Name, LossComponent], Field(min_length=1)] = Field(
         description="name -> loss; all are added up"
     )
     corpus: str | None = Field(

@@ -90,6 +90,12 @@ CASES = [
     ),
     Case("B70 no losses", ("distill.losses",), (GOOD[GOOD.index("losses:") :], "losses: {}\n")),
     Case("B70 gold without labels", ("gold", "label"), ("  epochs: 2", "  epochs: 2\n  corpus: corpus.txt")),
+    Case(
+        "B70 loss of another kind",
+        ("hard_labels", "task.kind"),
+        text=GOOD.replace("classification", "regression").replace(KD, "{use: hard_labels}"),
+    ),
+    Case("B70 name of a loss", ("distill.losses",), ("kd:", '"a b":')),
     Case("B70 duplicate loss names", ("kd", ":15:5", "line 14"), (f"states: {LOSS}", f"kd: {LOSS}")),
     Case("B71 unknown key", ("sede", "seed", ":2:1"), ("seed: 13", "sede: 13")),
     Case("B71 unknown nested key", ("tempreature", "temperature", ":14:"), ("temperature", "tempreature")),
