@@ -173,10 +173,13 @@ def validate(
     code: Code = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a config: every error at once, each with its place."""
+    """Check a config, and that its data files have its columns: every error at once, each with its place."""
+    from distillkit.sources import check_sources
+
     path = _path(config)
     try:
         loaded = _load(path, [*(overrides or []), *(sets or [])], code or [])
+        check_sources(loaded)
     except DistillkitError as error:
         if as_json:
             print(

@@ -1,0 +1,50 @@
+"""What `validate` looks up outside the config: are the task's files there, and have they the columns it names?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from distillkit.data.reading import column_names, find_tables
+from distillkit.errors import ConfigError, DistillkitError, ErrorGroup
+from distillkit.recipe import Loaded
+from distillkit.registry import did_you_mean
+
+_ELSEWHERE = ("builtin:", "hf:")
+
+
+def check_sources(loaded: Loaded) -> None:
+    """Raise DataError (3) for a file that cannot be read, ConfigError (2) for a column that is not in it.
+
+    Rows are not read, and nothing is fetched: a hub name is taken as it is.
+    """
+    errors = list(_errors(loaded))
+    if errors:
+        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+
+
+def _errors(loaded: Loaded) -> Iterator[DistillkitError]:
+    task = loaded.config.task
+    for split, source in (("train", task.train), ("validation", task.validation), ("test", task.test)):
+        if source is None or source.startswith(_ELSEWHERE):
+            continue
+        path = loaded.base / source
+        try:
+            path = find_tables(path).get(split, path) if path.is_dir() else path
+            found = column_names(path, encoding=task.encoding, delimiter=task.delimiter)
+        except DistillkitError as error:
+            where = loaded.origins.get(f"task.{split}", f"task.{split}")
+            yield type(error)(f"task.{split}: {error.where}: {error.problem}", where=where, hint=error.hint)
+            continue
+        for field, wanted in _columns(loaded):
+            if wanted not in found:
+                yield ConfigError(
+                    f"task.{field}: column {wanted!r} is not in {path}",
+                    where=loaded.origins.get(f"task.{field}", f"task.{field}"),
+                    hint=did_you_mean(wanted, found),
+                )
+
+
+def _columns(loaded: Loaded) -> list[tuple[str, str]]:
+    task = loaded.config.task
+    texts = (task.text,) if isinstance(task.text, str) else task.text
+    return [*(("text", name) for name in texts), ("label", task.label)]
