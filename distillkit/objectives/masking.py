@@ -25,9 +25,9 @@ def keyed_uniform(seed: int, epoch: int, rows: Ints, width: int, *, draw: int) -
     SplitMix64 (Steele, Lea and Flood 2014) applied once per part of the key.
     """
     with np.errstate(over="ignore"):
-        state = np.asarray([seed], dtype=np.uint64)
+        state: NDArray[np.uint64] = np.asarray([seed], dtype=np.uint64)
         for part in (epoch, draw):
-            state = _mix(np.add(state, np.uint64(part), dtype=np.uint64))
+            state = _mix(state + np.asarray([part], dtype=np.uint64))
         state = _mix(state + rows.astype(np.uint64))[:, None]
         bits = _mix(state + np.arange(width, dtype=np.uint64))
     uniform: NDArray[np.float64] = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
