@@ -92,7 +92,10 @@ def read(path: Path) -> Document:
             where=str(path),
             hint="is this a config file?",
         ) from None
-    return parse(text, str(path))
+    document = parse(text, str(path))
+    if document.value is None:
+        raise ConfigError("the config is empty", where=str(path), hint="`distillkit init` writes one")
+    return document
 
 
 def parse(text: str, name: str) -> Document:
@@ -161,9 +164,7 @@ class _Builder:
                 if root is not None:
                     raise self.error(event, "a second document starts here", "keep one document in the file")
                 root = self.node(next(events), events, 0)
-        if root is None or root.value is None:
-            raise ConfigError("the config is empty", where=self.name, hint="`distillkit init` writes one")
-        return root
+        return root or _Node(Place(1, 1), None)
 
     def node(self, event: Any, events: Iterator[Any], depth: int) -> _Node:
         self.seen += 1

@@ -1,4 +1,6 @@
-"""What `validate` looks up outside the config: are the task's files there, and have they the columns it names?"""
+"""What `validate` looks up outside the config: are the task's files there, and have they the columns it
+names?
+"""
 
 from __future__ import annotations
 
