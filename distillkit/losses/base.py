@@ -7,6 +7,7 @@ must carry, `bind` makes projections once sizes are known, `forward` returns a s
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
@@ -132,9 +133,10 @@ class LossStack(nn.Module):
                     "this loss counts no position of the first batch", where=where, hint="it could never act"
                 )
             value = loss(step)
-            if not bool(torch.isfinite(value)):
+            size = float(value.detach())
+            if not math.isfinite(size):
                 raise DivergedError(
-                    f"term {name!r} is {float(value)} before the first step",
+                    f"term {name!r} is {size} before the first step",
                     where=where,
                     hint=f"batch ids {step.batch.ids.tolist()[:10]}",
                 )
@@ -145,9 +147,9 @@ class LossStack(nn.Module):
                     hint="its value carries no gradient",
                 )
             gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-            if _norm(gradients) == 0.0 and abs(float(value)) > 1e-6:
+            if _norm(gradients) == 0.0 and abs(size) > 1e-6:
                 raise ConfigError(
-                    f"this loss has the value {float(value):.4g} but no gradient",
+                    f"this loss has the value {size:.4g} but no gradient",
                     where=where,
                     hint="it could never act",
                 )

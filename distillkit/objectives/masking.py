@@ -28,8 +28,8 @@ def keyed_uniform(seed: int, epoch: int, rows: Ints, width: int, *, draw: int) -
         state: NDArray[np.uint64] = np.asarray([seed], dtype=np.uint64)
         for part in (epoch, draw):
             state = _mix(state + np.asarray([part], dtype=np.uint64))
-        state = _mix(state + rows.astype(np.uint64))[:, None]
-        bits = _mix(state + np.arange(width, dtype=np.uint64))
+        row_state: NDArray[np.uint64] = _mix(state + rows.astype(np.uint64))[:, None]
+        bits = _mix(row_state + np.arange(width).astype(np.uint64))
     uniform: NDArray[np.float64] = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return uniform
 

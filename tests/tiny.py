@@ -1,0 +1,112 @@
+"""Tiny models and data that tests share: everything is made here, nothing is downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import BertConfig, PreTrainedTokenizerBase
+
+from distillkit.data.batching import Encoded, TaskFeed, collate, encode
+from distillkit.data.tasks import Rows
+from distillkit.data.tokenizers import train_wordpiece
+from distillkit.encoder import Encoder, fresh
+from distillkit.settings import BatchSettings, Labels
+from distillkit.types import Batch, Outputs, Step
+
+LABELS = Labels(kind="classification", names=("bad", "good"))
+WORDS = [f"{start}{end}" for start in "bdfgklmnprst" for end in ("a", "e", "i", "o", "u", "an", "or")]
+
+
+def texts(count: int, *, seed: int = 0, longest: int = 12) -> tuple[tuple[str], ...]:
+    """Random words; a text that holds "bad" or "good" more often is of that class."""
+    generator = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        words = generator.choice(WORDS, size=generator.integers(2, longest)).tolist()
+        words += [LABELS.names[generator.integers(2)]]
+        made.append((" ".join(words),))
+    return tuple(made)
+
+
+def rows(count: int = 40, *, seed: int = 0, longest: int = 12) -> Rows:
+    made = texts(count, seed=seed, longest=longest)
+    labels = np.asarray([LABELS.names.index(text.split()[-1]) for (text,) in made])
+    return Rows(ids=np.arange(count), texts=made, labels=labels, digest=f"tiny {count} {seed} {longest}")
+
+
+def tokenizer() -> PreTrainedTokenizerBase:
+    return train_wordpiece((text for (text,) in texts(400, seed=99)), vocab_size=120)
+
+
+def encoded(cache: Path, count: int = 40, *, seed: int = 0, longest: int = 12) -> Encoded:
+    return encode(rows(count, seed=seed, longest=longest), tokenizer(), max_length=32, cache=cache)
+
+
+def feed(cache: Path, *, micro: int = 1, examples: int = 8, count: int = 40) -> TaskFeed:
+    return TaskFeed(encoded(cache, count), BatchSettings(tokens=400, examples=examples, micro=micro), seed=5)
+
+
+def config(
+    *, layers: int = 2, width: int = 16, heads: int = 2, dropout: float = 0.0, vocab: int = 120
+) -> BertConfig:
+    return BertConfig(
+        vocab_size=vocab,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=2 * width,
+        max_position_embeddings=32,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+
+
+def encoder(
+    seed: int = 0, *, layers: int = 2, width: int = 16, dropout: float = 0.0, labels: Labels = LABELS
+) -> Encoder:
+    torch.manual_seed(seed)
+    return fresh(config(layers=layers, width=width, dropout=dropout), labels)
+
+
+def batch(cache: Path, count: int = 6, *, longest: int = 12) -> Batch:
+    """A padded batch of rows of different lengths."""
+    made = encoded(cache, count, longest=longest)
+    return collate(made, np.arange(count))
+
+
+def random_step(
+    *,
+    seed: int = 0,
+    examples: int = 5,
+    tokens: int = 7,
+    classes: int = 3,
+    width: int = 8,
+    teacher_width: int = 8,
+    layers: int = 2,
+) -> Step:
+    """A step of random tensors with padding; student tensors are leaves with gradient."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    lengths = torch.randint(1, tokens + 1, (examples,), generator=generator)
+    lengths[0] = tokens
+    mask = torch.arange(tokens) < lengths[:, None]
+    made = Batch(
+        inputs={},
+        labels=torch.randint(classes, (examples,), generator=generator) if classes > 1 else random(examples),
+        mask=mask,
+        ids=torch.arange(examples),
+    )
+    student = Outputs(
+        logits=random(examples, classes).requires_grad_(),
+        hidden=tuple(random(examples, tokens, width).requires_grad_() for _ in range(layers + 1)),
+    )
+    teacher = Outputs(
+        logits=random(examples, classes),
+        hidden=tuple(random(examples, tokens, teacher_width) for _ in range(layers + 1)),
+    )
+    return Step(batch=made, student=student, teachers={"teacher": teacher})
