@@ -29,6 +29,7 @@ from distillkit.losses.base import TEACHER, LossStack
 from distillkit.losses.gold import Gold
 from distillkit.losses.hidden_cosine import HiddenCosine
 from distillkit.model import FixedTeacher, Student, Teacher, TeacherSource, TrainableTeacherSource
+from distillkit.pipeline import check_losses
 from distillkit.progress import duration
 from distillkit.recipe import Loaded
 from distillkit.report.text import clean, scaled, size
@@ -174,24 +175,6 @@ def build_stack(config: RunConfig, index: int, base: Path) -> LossStack:
     return LossStack(losses)
 
 
-def check_losses(config: RunConfig, stacks: list[LossStack], teacher: Teacher) -> None:
-    """Raise ConfigError where a loss must look deeper into the teacher than it may, or fits no such task."""
-    for index, stack in enumerate(stacks):
-        for name, loss in stack.terms.items():
-            at = place(config, index, name)
-            if loss.needs_teacher and loss.needs.access > teacher.access:
-                raise ConfigError(
-                    f"this loss needs {loss.needs.access.name}, "
-                    f"and the teacher {config.teacher.use!r} gives no more than {teacher.access.name}",
-                    where=at,
-                    hint="leave it out, or take a teacher that can be looked into",
-                )
-            if config.task.kind not in loss.kinds:
-                raise ConfigError(
-                    f"this loss is for {' or '.join(loss.kinds)}, the task is {config.task.kind}", where=at
-                )
-
-
 def bind(config: RunConfig, stacks: list[LossStack], student: Student, teacher: Teacher) -> None:
     """Tell every loss the sizes of both models; an error of one of them names its place in the recipe."""
     for index, stack in enumerate(stacks):
@@ -223,13 +206,14 @@ def _draft(loaded: Loaded, cache: Path) -> _Draft:
     source = catalog.build("teacher", config.teacher, base=base)
     student_source = catalog.build("student", config.student, base=base)
     task = load_task(config.task, base=base, seed=config.seed)
+    for phase, stack in zip(config.phases, stacks, strict=True):
+        check_losses(stack, source, task, phase)
     tokenizer = source.tokenizer(itertools.islice(_texts(source, task, base), SAMPLE_TEXTS))
     if isinstance(source, TrainableTeacherSource):
         model = source.classifier(tokenizer, task.labels, config.task.max_length, None)
         teacher: Teacher = FixedTeacher(model)
     else:
         teacher = source.teacher(base, task.labels)
-    check_losses(config, stacks, teacher)
     student = student_source.build(tokenizer, task.labels, config.task.max_length, teacher)
     bind(config, stacks, student, teacher)
     encoded = encode(_head(task.train), tokenizer, max_length=config.task.max_length, cache=cache)
