@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from distillkit.errors import ModelError, SecurityError
 
+_ALPHABET = 1000
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -21,25 +24,32 @@ def train_wordpiece(
 ) -> PreTrainedTokenizerBase:
     """A WordPiece vocabulary (Wu et al. 2016; BERT's normalisation and word splitting), the same for the same texts.
 
-    Raises ModelError where the texts hold no words.
+    Left to itself the trainer numbers the pieces of single letters in the order of a hash table, which decides ties and
+    so the vocabulary; here they are numbered beforehand, sorted. Raises ModelError where the texts hold no words.
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    normal = [normalizer.normalize_str(text) for text in texts]
+    letters = _letters(normal)
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
-        special_tokens=list(SPECIAL),
+        limit_alphabet=_ALPHABET,
+        special_tokens=[*SPECIAL, *(f"##{letter}" for letter in letters if _continues(letter))],
         continuing_subword_prefix="##",
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    vocabulary = tokenizer.get_vocab()
-    if len(vocabulary) <= len(SPECIAL):
+    trained.train_from_iterator(normal, trainer)
+    vocabulary = trained.get_vocab()
+    if not letters:
         raise ModelError(
             "the texts hold no words to train a tokenizer on", hint="look at the text column or the corpus"
         )
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -48,6 +58,21 @@ def train_wordpiece(
     return BertTokenizer(
         tokenizer_object=tokenizer, vocab=vocabulary, do_lower_case=lowercase, model_max_length=max_length
     )
+
+
+def _letters(texts: Iterable[str]) -> list[str]:
+    """The most frequent characters, sorted; white space is none."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    for space in [letter for letter in counts if letter.isspace()]:
+        del counts[space]
+    return sorted(sorted(counts, key=lambda letter: (-counts[letter], letter))[:_ALPHABET])
+
+
+def _continues(letter: str) -> bool:
+    """Whether a character can stand inside a word: BERT splits at punctuation and at ASCII symbols."""
+    return letter.isalnum() if letter.isascii() else not unicodedata.category(letter).startswith("P")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -1,0 +1,58 @@
+"""The schedule against a loop, the groups against the rule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import encoder
+
+from distillkit.optim import build_optimizer, clip_gradient, lr_at
+from distillkit.settings import OptimizerSettings
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(10, 0.3), (100, 0.06), (7, 0.0), (1, 0.5), (20, 1.0)])
+def test_the_rate_rises_over_the_warm_up_and_falls_to_zero(total: int, warmup: float) -> None:
+    settings = OptimizerSettings(lr=0.5, warmup=warmup)
+    rates = [lr_at(step, total, settings) for step in range(total)]
+    rising = round(warmup * total)
+    assert all(low < high for low, high in zip(rates[:rising], rates[1:rising], strict=False))
+    assert all(low > high for low, high in zip(rates[rising:], rates[rising + 1 :], strict=False))
+    assert all(0 < rate <= 0.5 for rate in rates)
+    if rising < total:
+        assert rates[rising] == 0.5
+        assert lr_at(total, total, settings) == 0.0
+
+
+def test_norms_and_biases_do_not_decay_and_everything_else_does() -> None:
+    model = encoder()
+    optimizer = build_optimizer(model, OptimizerSettings(weight_decay=0.25))
+    decayed = {
+        id(p) for group in optimizer.param_groups if group["weight_decay"] == 0.25 for p in group["params"]
+    }
+    plain = {
+        id(p) for group in optimizer.param_groups if group["weight_decay"] == 0.0 for p in group["params"]
+    }
+    for name, parameter in model.named_parameters():
+        assert (id(parameter) in plain) == (name.endswith("bias") or "LayerNorm" in name), name
+    assert decayed | plain == {id(p) for p in model.parameters()} and not decayed & plain
+
+
+def test_one_step_is_adamw_by_hand() -> None:
+    weight = torch.nn.Linear(2, 1, bias=False)
+    before = weight.weight.detach().clone()
+    optimizer = build_optimizer(weight, OptimizerSettings(lr=0.1, weight_decay=0.5, eps=1e-6))
+    weight(torch.tensor([[2.0, -3.0]])).sum().backward()
+    gradient = weight.weight.grad.clone()  # type: ignore[union-attr]
+    optimizer.step()
+    expected = before * (1 - 0.1 * 0.5) - 0.1 * gradient / (gradient.abs() + 1e-6)
+    assert torch.allclose(weight.weight, expected, atol=1e-6)
+
+
+def test_clipping_scales_the_whole_gradient_and_tells_the_norm_before() -> None:
+    model = torch.nn.Linear(3, 2)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 2.0)
+    norm = clip_gradient(model, 1.0)
+    assert float(norm) == pytest.approx((8 * 4) ** 0.5, rel=1e-5)
+    left = sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None)
+    assert left**0.5 == pytest.approx(1.0, rel=1e-4)

@@ -1,0 +1,239 @@
+"""The loop: equivalences, and what must not change what is trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import encoder, feed
+from torch import Tensor
+from training import StopAfter, digest, program, run, settings
+
+from distillkit.errors import ConfigError, DivergedError, IntegrityError, MissingError, StoppedError
+from distillkit.losses.base import Loss, LossStack
+from distillkit.losses.gold import Gold
+from distillkit.model import FixedTeacher, Teacher
+from distillkit.progress import Quiet
+from distillkit.settings import OptimizerSettings, RuntimeSettings
+from distillkit.train import Distillation, make_accelerator, take_step
+from distillkit.types import Batch, Outputs, Step, Swap, Want
+
+
+def weights(made: torch.nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in made.parameters()])
+
+
+def test_micro_batches_add_up_to_the_whole_batch(tmp_path: Path) -> None:
+    """Batch 8 = 4 x 2 = 8 x 1: tokens and examples are weighed by their counts, not by their micro-batch."""
+    how = replace(
+        settings(), optimizer=OptimizerSettings(lr=1e-2, eps=1e-3)
+    )  # no noise blown up where a gradient is 0
+    results = []
+    for micro in (1, 4, 8):
+        data = feed(tmp_path / "cache", micro=micro)
+        made, _ = run(tmp_path / str(micro), made=program(dropout=0.0), data=data, how=how)
+        results.append(weights(made))
+    assert torch.allclose(results[0], results[1], atol=2e-5) and torch.allclose(
+        results[0], results[2], atol=2e-5
+    )
+    assert not torch.allclose(results[0], weights(program(dropout=0.0)), atol=1e-3)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5, 6, 9])
+def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(tmp_path: Path, stop: int) -> None:
+    how = settings(save_every=2, log_every=1)
+    whole, result = run(tmp_path / "whole", how=how)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", how=how, progress=StopAfter(stop))
+    again, resumed = run(tmp_path / "cut", how=how)
+    assert digest(again) == digest(whole)
+    assert resumed.resumed_from == (stop - 1) // 2 * 2 and resumed.tokens == result.tokens
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert steps == list(range(1, result.steps + 1))
+
+
+def test_a_finished_stage_gives_its_weights_without_a_step(tmp_path: Path) -> None:
+    first, result = run(tmp_path)
+    again, second = run(tmp_path)
+    assert second.resumed_from == result.steps and digest(again) == digest(first)
+
+
+def test_saving_logging_and_evaluating_change_nothing(tmp_path: Path) -> None:
+    """An evaluation that draws from the generator of dropout would change every step after it."""
+    plain, _ = run(tmp_path / "a", how=settings(save_every=1000, log_every=1000))
+    busy, _ = run(
+        tmp_path / "b",
+        how=settings(save_every=1, log_every=1),
+        evaluate=lambda: {"score": float(torch.rand(()))},
+    )
+    assert digest(busy) == digest(plain)
+
+
+def test_another_seed_trains_other_weights(tmp_path: Path) -> None:
+    one, _ = run(tmp_path / "a")
+    two, _ = run(tmp_path / "b", how=replace(settings(), seed=12))
+    assert digest(one) != digest(two)
+
+
+def test_the_best_weights_are_kept_and_a_resume_remembers_them(tmp_path: Path) -> None:
+    made = program()
+    seen: list[str] = []
+    scores = iter([0.9, 0.1, 0.2])
+
+    def evaluate() -> dict[str, float]:
+        seen.append(digest(made))
+        return {"score": next(scores)}
+
+    _, result = run(tmp_path, made=made, how=settings(keep="best", epochs=3), evaluate=evaluate)
+    assert result.best is not None and result.best.value == 0.9
+    assert digest(made) == seen[0] and seen[0] != seen[2]
+    again, _ = run(tmp_path, how=settings(keep="best", epochs=3), evaluate=evaluate)
+    assert digest(again) == seen[0]
+
+
+def test_projections_learn_beside_the_student(tmp_path: Path) -> None:
+    before = program()
+    after, _ = run(tmp_path)
+    (name,) = [name for name, _ in before.named_parameters() if "projections" in name]
+    assert not torch.equal(dict(before.named_parameters())[name], dict(after.named_parameters())[name])
+
+
+def test_the_teacher_is_neither_trained_nor_saved(tmp_path: Path) -> None:
+    made = program()
+    assert not any("teacher" in name for name in made.state_dict())
+    (teacher,) = made._teachers.values()
+    assert isinstance(teacher, FixedTeacher)
+    before = weights(teacher.model)
+    run(tmp_path, made=made)
+    assert torch.equal(weights(teacher.model), before)
+
+
+class Counting(Teacher):
+    """Counts its forwards."""
+
+    def __init__(self, inner: Teacher) -> None:
+        self.inner, self.calls = inner, 0
+
+    @property
+    def access(self) -> Any:
+        return self.inner.access
+
+    @property
+    def spec(self) -> Any:
+        return self.inner.spec
+
+    def outputs(self, batch: Batch, *, want: Want, swap: Swap | None = None) -> Outputs:
+        self.calls += 1
+        return self.inner.outputs(batch, want=want)
+
+
+def test_each_forward_runs_once_and_a_teacher_that_no_loss_asks_for_never(tmp_path: Path) -> None:
+    batch = feed(tmp_path).step(0, 0)[0]
+    made = program()
+    teacher = Counting(FixedTeacher(encoder(1)))
+    take_step(made.student, made.stack, {"teacher": teacher}, batch)
+    assert teacher.calls == 1
+    take_step(made.student, LossStack({"gold": (1.0, Gold())}), {"teacher": teacher}, batch)
+    assert teacher.calls == 1
+
+
+class Exploding(Loss):
+    """Becomes NaN after a number of calls."""
+
+    needs_teacher = False
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.left = calls
+
+    def forward(self, step: Step) -> Tensor:
+        self.left -= 1
+        value = step.student.logits.square().mean()
+        return value * float("nan") if self.left < 0 else value
+
+
+def test_a_step_that_is_not_finite_is_not_applied_and_names_the_term(tmp_path: Path) -> None:
+    made = program()
+    made.stack.losses["odd"] = Exploding(4)
+    made.stack.weights["odd"] = 0.1
+    seen: list[str] = []
+
+    class Watch(Quiet):
+        def step(self, stage: str, step: int, total: int, record: Mapping[str, Any]) -> None:
+            seen.append(digest(made))
+
+    with pytest.raises(DivergedError, match="'odd'") as caught:
+        run(tmp_path, made=made, how=settings(log_every=1, epochs=1), progress=Watch())
+    assert caught.value.exit_code == 6 and digest(made) == seen[-1]
+    record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert record["diverged"] == ["odd"] and record["ids"]
+
+
+class Broken(Counting):
+    def outputs(self, batch: Batch, *, want: Want, swap: Swap | None = None) -> Outputs:
+        told = self.inner.outputs(batch, want=want)
+        return replace(told, logits=told.logits * float("nan"))
+
+
+def test_a_teacher_that_gives_nan_is_named_before_the_student_is_touched(tmp_path: Path) -> None:
+    good = program()
+    made = Distillation(good.student, good.stack, {"teacher": Broken(FixedTeacher(encoder(1)))})
+    before = digest(made)
+    with pytest.raises(DivergedError, match="teacher 'teacher' gives NaN"):
+        run(tmp_path, made=made)
+    assert digest(made) == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_same_command_goes_on(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    class Send(Quiet):
+        def step(self, stage: str, step: int, total: int, record: Mapping[str, Any]) -> None:
+            if step == 3:
+                os.kill(os.getpid(), number)
+
+    how = settings(save_every=1000, log_every=1)
+    with pytest.raises(StoppedError) as caught:
+        run(tmp_path / "cut", how=how, progress=Send())
+    assert caught.value.exit_code == code
+    again, result = run(tmp_path / "cut", how=how)
+    assert result.resumed_from == 3
+    assert digest(again) == digest(run(tmp_path / "whole", how=how)[0])
+
+
+def test_all_checkpoints_damaged_is_an_error_and_not_a_fresh_start(tmp_path: Path) -> None:
+    run(tmp_path)
+    for path in (tmp_path / "checkpoints").glob("*/state.json"):
+        path.unlink()
+    with pytest.raises(IntegrityError):
+        run(tmp_path)
+
+
+def test_terms_are_logged_raw_weighted_and_as_gradient_shares(tmp_path: Path) -> None:
+    run(tmp_path, how=settings(log_every=1))
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        assert record["weighted"]["kd"] == pytest.approx(0.7 * record["terms"]["kd"])
+        assert record["total"] == pytest.approx(sum(record["weighted"].values()))
+    shares = [record["gradient_share"] for record in records if "gradient_share" in record]
+    assert shares and all(
+        sum(share.values()) == pytest.approx(1.0) and min(share.values()) > 0 for share in shares
+    )
+
+
+def test_a_gpu_that_is_not_there_and_fp16_on_a_cpu_are_refused() -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(MissingError, match="CUDA"):
+            make_accelerator(RuntimeSettings(device="cuda"))
+    with pytest.raises(ConfigError, match="fp16"):
+        make_accelerator(RuntimeSettings(device="cpu", precision="fp16"))
