@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except DistillkitError as error:
         if debug:
-            traceback.print_exc()
+            _write(traceback.format_exc())
         _tell(f"error: {error}")
         return error.exit_code
     except Exception as error:  # a bug: the user gets a file to send, not a traceback
@@ -317,11 +317,22 @@ def _run(
     quiet: bool,
 ) -> None:
     loaded = _load(_path(config), [*(overrides or []), *(sets or [])], code or [])
-    from distillkit import listing, pipeline
+    from distillkit import pipeline
 
-    made = pipeline.run(loaded, until=until, progress="quiet" if quiet else "auto")
+    run_folder = pipeline.run(loaded, until=until, progress="quiet" if quiet else "auto").path
     if os.environ.get("RANK", "0") == "0":
-        print(listing.result(made.path, until))
+        print(_result(run_folder, until))
+
+
+def _result(run_folder: Path, until: str) -> str:
+    """What a command that ran stages says at its end: the result in a sentence, and where it lies."""
+    from distillkit.report.facts import FACTS_FILE, load_facts
+    from distillkit.report.summary import headline
+
+    facts = run_folder / "report" / FACTS_FILE
+    if until != "report" or not facts.is_file():
+        return f"{until}: {run_folder / until}"
+    return f"{headline(load_facts(facts))}\nreport: {run_folder / 'report.html'}"
 
 
 def _path(config: Path | None) -> Path:
@@ -390,13 +401,12 @@ def _tell(message: str) -> None:
     """A message on stderr; control and bidirectional characters are shown, not obeyed."""
     from distillkit.report.text import clean
 
-    text = "\n".join(clean(line) for line in message.split("\n"))
-    print(
-        text.encode(sys.stderr.encoding or "utf-8", "backslashreplace").decode(
-            sys.stderr.encoding or "utf-8"
-        ),
-        file=sys.stderr,
-    )
+    _write("\n".join(clean(line) for line in message.split("\n")))
+
+
+def _write(text: str) -> None:
+    encoding = sys.stderr.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)
 
 
 def _show_warning(
@@ -414,7 +424,7 @@ def _show_warning(
 def _crashed(error: Exception, debug: bool) -> int:
     """A bug: the traceback goes to a file."""
     if debug:
-        traceback.print_exception(error)
+        _write("".join(traceback.format_exception(error)))
         return 1
     with tempfile.NamedTemporaryFile(
         "w",

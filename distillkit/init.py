@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distillkit import catalog, files
-from distillkit.data.reading import column_names, find_tables, kind_of, read_table
+from distillkit.data.reading import check_file, column_names, find_tables, kind_of, read_table
 from distillkit.errors import ConfigError
 from distillkit.schema import json_schema
 
@@ -68,6 +68,7 @@ def look_at(data: Path) -> Look:
             "the folder has no train file", where=str(data), hint="name a file, e.g. train.csv or train.jsonl"
         )
     path = sources["train"]
+    check_file(path)
     delimiter = _delimiter(path)
     names = column_names(path, delimiter=delimiter)
     table = read_table(path, names, delimiter=delimiter, skip=True)

@@ -11,8 +11,6 @@ from rich.text import Text
 from distillkit import catalog
 from distillkit.errors import ConfigError
 from distillkit.registry import did_you_mean
-from distillkit.report import summary
-from distillkit.report.facts import FACTS_FILE, load_facts
 from distillkit.report.text import clean
 from distillkit.rundir import MARKER, RunDir
 
@@ -51,14 +49,6 @@ def table(rows: Sequence[Mapping[str, str]]) -> Table | str:
 def exit_code(run: Path) -> int:
     """The exit code that a run's status names; 0 where there is none."""
     return int(RunDir(run).read_json("status.json").get("exit_code", 0))
-
-
-def result(run: Path, until: str) -> str:
-    """What a command that ran stages says at its end: the result in a sentence, and where it lies."""
-    facts = run / "report" / FACTS_FILE
-    if until != "report" or not facts.is_file():
-        return f"{until}: {run / until}"
-    return f"{summary.headline(load_facts(facts))}\nreport: {run / 'report.html'}"
 
 
 def _state(run: RunDir) -> dict[str, str]:

@@ -1,0 +1,276 @@
+"""The command: help, exit codes, words instead of tracebacks, and what must not be imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from distillkit import catalog, pipeline, recipe
+from distillkit.cli import app, main
+from distillkit.errors import DivergedError, ErrorGroup, StoppedError
+from distillkit.rundir import RunDir
+from distillkit.schema import json_schema
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = [
+    *("run", "pretrain", "distill", "export", "bench", "plan", "validate"),
+    *("init", "schema", "demo", "list", "report", "compare", "doctor"),
+]
+CONFIG = """\
+name: good
+task: {kind: classification, train: train.csv}
+teacher: {use: bert, size: tiny}
+student: {use: transformer, layers: 1}
+distill: {losses: {gold: {use: gold}}}
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "train.csv").write_text("text,label\n" + "good film,pos\nbad film,neg\n" * 20)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the pipeline was asked for, instead of running it."""
+    asked: list[dict[str, Any]] = []
+
+    def run(loaded: recipe.Loaded, **options: Any) -> Any:
+        asked.append({"loaded": loaded, **options})
+        return SimpleNamespace(path=Path(loaded.config.output) / loaded.config.name)
+
+    monkeypatch.setattr(pipeline, "run", run)
+    return asked
+
+
+def child(folder: Path, *arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    command = ["-c", code] if code else ["-m", "distillkit", *arguments]
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "LC_ALL": "C", "TERM": "dumb", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_two_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "-h"]) == 0
+    text = capsys.readouterr().out
+    examples = [line for line in text.splitlines() if line.strip().startswith(f"distillkit {command}")]
+    assert "Examples:" in text and len(examples) == 2
+
+
+def test_the_commands_are_those_that_are_promised() -> None:
+    names = [command.name or command.callback.__name__ for command in app.registered_commands]
+    assert sorted(names) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["validate", "config.yaml"], ["schema"], ["list", "losses"], ["list"]]
+)
+def test_light_commands_import_nothing_heavy(arguments: list[str], here: Path) -> None:
+    """torch alone takes seconds to import; a config is checked in less than one."""
+    code = f"""
+import sys
+from distillkit.cli import main
+code = main({arguments!r})
+heavy = {{"torch", "transformers", "numpy", "sklearn", "matplotlib", "datasets"}} & set(sys.modules)
+print("heavy", code, sorted(heavy))
+"""
+    assert child(here, code=code).stdout.splitlines()[-1] == "heavy 0 []"
+
+
+def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) in (0, 2)
+    said = capsys.readouterr()
+    assert "Commands:" in said.out + said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run"], ("no config given", "distillkit init", "distillkit demo")),
+        (["runn"], ("runn", "run")),
+        (["run", "config.yaml", "--gpu", "2"], ("--gpu",)),
+        (["run", "student.layers=2"], ("student.layers=2", "config")),
+        (["validate", "confg.yaml"], ("confg.yaml", "config.yaml")),
+        (["list", "lossez"], ("lossez", "losses")),
+        (["compare", "a"], ("at least two",)),
+        (["compare", "a", "b", "--html", "--csv"], ("--html", "--csv")),
+        (["report", "."], ("no report", "distillkit run")),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_says_what_to_do(
+    arguments: list[str], words: tuple[str, ...], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    text = capsys.readouterr().err
+    assert [word for word in words if word not in text] == [], text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DivergedError("the loss is nan", where="step 3"), 6),
+        (StoppedError("stopped"), 75),
+        (StoppedError("stopped", interrupted=True), 130),
+        (ErrorGroup([DivergedError("one"), DivergedError("two")]), 6),
+    ],
+)
+def test_a_failure_ends_with_its_own_code(
+    error: Exception,
+    code: int,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    assert main(["run", "config.yaml"]) == code
+    assert str(error).splitlines()[0] in capsys.readouterr().err
+
+
+def test_a_bug_leaves_a_crash_file_and_no_traceback(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("not foreseen \ud800")
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    assert main(["run", "config.yaml"]) == 1
+    text = capsys.readouterr().err
+    assert "Traceback" not in text
+    crash = Path(text.split()[-1])
+    assert "not foreseen" in crash.read_text()
+    crash.unlink()
+    assert main(["run", "config.yaml", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "until"),
+    [
+        ("run", "report"),
+        ("pretrain", "pretrain"),
+        ("distill", "student"),
+        ("export", "export"),
+        ("bench", "bench"),
+    ],
+)
+def test_a_stage_command_runs_up_to_its_stage(
+    command: str, until: str, here: Path, ran: list[dict[str, Any]]
+) -> None:
+    assert main([command, "config.yaml", "student.layers=2", "--set", "seed=3", "--quiet"]) == 0
+    config = ran[0]["loaded"].config
+    assert (config.student.layers, config.seed) == (2, 3)
+    assert (ran[0]["until"], ran[0]["progress"]) == (until, "quiet")
+
+
+def test_a_run_is_gone_on_with_by_its_folder(here: Path, ran: list[dict[str, Any]]) -> None:
+    """The folder stays where it is, wherever the command is typed and whatever the config called it."""
+    loaded = recipe.load(here / "config.yaml", components=catalog.components)
+    folder = RunDir.open(here / "elsewhere" / "renamed").path
+    (folder / "config.yaml").write_text(recipe.dump(loaded))
+    assert main(["run", "elsewhere/renamed", "seed=4"]) == 0
+    again = ran[0]["loaded"]
+    assert Path(again.config.output) / again.config.name == folder
+    assert again.base == here and again.config.seed == 4
+
+
+def test_the_demo_is_a_config_that_validates(here: Path, ran: list[dict[str, Any]]) -> None:
+    assert main(["demo", "--output", "out", "distill.epochs=1"]) == 0
+    config = ran[0]["loaded"].config
+    assert (config.output, config.phases[0].epochs) == ("out", 1)
+    assert config.task.train.startswith("builtin:")
+
+
+def test_validate_says_valid(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "config.yaml"]) == 0
+    assert capsys.readouterr().out == "config.yaml: valid (good)\n"
+
+
+def test_validate_as_json_lists_the_errors(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "config.yaml", "--json", "seed=-1", "name='?'"]) == 2
+    told = json.loads(capsys.readouterr().out)
+    assert told["exit_code"] == 2 and {error["where"] for error in told["errors"]} == {
+        "command line (seed)",
+        "command line (name)",
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "words"),
+    [
+        ("task.train=trian.csv", 3, ("trian.csv", "train.csv")),
+        ("task.label=lable", 2, ("'lable'", "did you mean 'label'", "command line (task.label)")),
+        ("task.text=[text, other]", 2, ("'other'",)),
+    ],
+)
+def test_validate_looks_into_the_data(
+    override: str, code: int, words: tuple[str, ...], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", "config.yaml", override]) == code
+    text = capsys.readouterr().err
+    assert [word for word in words if word not in text] == [], text
+
+
+def test_runs_are_listed_with_their_state(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDir.open(here / "runs" / "one")
+    run.status("stopped", 75, "SIGTERM", "distillkit run runs/one")
+    assert main(["list", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["name"], row["state"], row["next"]) == ("one", "stopped", "distillkit run runs/one")
+
+
+def test_control_characters_are_shown_and_not_obeyed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file name or label could otherwise clear the screen or hide what was said."""
+    assert main(["validate", "\x1b[2Jevil\u202e.yaml"]) == 2
+    text = capsys.readouterr().err
+    assert "\x1b" not in text and "\u202e" not in text and "evil" in text
+
+
+def test_a_closed_pipe_and_a_plain_locale_are_no_bug(here: Path) -> None:
+    code = "import os, sys; from distillkit.cli import main; os.close(1); sys.exit(main(['schema']))"
+    assert "Traceback" not in child(here, code=code).stderr
+    assert child(here, "validate", "config.yaml", "name=größe").returncode == 2
+
+
+def test_the_schema_knows_what_the_config_knows() -> None:
+    schema = json_schema(catalog.components())
+    text = json.dumps(schema)
+    assert schema["$schema"].endswith("draft-07/schema#")
+    assert "$defs" not in text and "prefixItems" not in text and "discriminator" not in text
+    references = {node.split("/")[-1] for node in text.split('"') if node.startswith("#/definitions/")}
+    assert references <= set(schema["definitions"])
+    assert set(schema["properties"]) == set(catalog.components().model_fields)
+    temperature = schema["definitions"]["LogitsLoss"]["properties"]["temperature"]
+    assert (temperature["exclusiveMinimum"], temperature["default"]) == (0, 2.0)
+
+
+def test_several_processes_are_started_by_torchrun(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+
+    def start(command: list[str], **_: Any) -> Any:
+        started.append(command)
+        RunDir.open(here / "runs" / "good").status("failed", 6, "diverged", "")
+        return SimpleNamespace(returncode=1)
+
+    monkeypatch.setattr(subprocess, "run", start)
+    assert main(["run", "config.yaml", "seed=3", "--gpus", "2"]) == 6
+    assert "--nproc-per-node=2" in started[0]
+    assert started[0][-4:] == ["distillkit", "run", "config.yaml", "seed=3"]
