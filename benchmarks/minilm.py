@@ -20,7 +20,7 @@ LOSSES: dict[str, Any] = {
     "kd": {"use": "logits", "weight": 0.7, "temperature": 2.0},
     "states": {"use": "hidden_cosine", "weight": 1.0, "layer_map": "uniform"},
 }
-EPOCHS = {"sst2": {"teacher": 1, "3x384": 1, "2x128": 2}, "trec": {"teacher": 5, "3x384": 6, "2x128": 20}}
+EPOCHS = {"sst2": {"teacher": 1, "3x384": 1, "2x128": 1}, "trec": {"teacher": 5, "3x384": 6, "2x128": 20}}
 STUDENTS: dict[str, dict[str, Any]] = {
     "3x384": {"use": "transformer", "layers": 3, "initialise": {"from": "teacher", "layers": [2, 4, 6]}},
     "2x128": {"use": "transformer", "layers": 2, "width": 128},

@@ -116,12 +116,14 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def out_of_room(error: OSError, folder: Path) -> DistillkitError:
-    """A failed write as a ResourceError (7) that says how much room there is."""
+def out_of_room(error: OSError, folder: Path, *, needed: int = 0) -> DistillkitError:
+    """A failed write as a ResourceError (7) that says how much room there is, and how much it needs where known."""
     try:
         free = f"{shutil.disk_usage(folder).free:,} bytes free"
     except OSError:
         free = "free space unknown"
+    if needed:
+        free = f"{needed:,} bytes needed, {free}"
     return ResourceError(
         f"cannot write: {error.strerror or error} ({free})",
         where=str(folder),

@@ -64,7 +64,14 @@ class Stage:
         folder = files.aside(self.folder)
         try:
             yield folder
-            files.seal(folder, {"config": digest, "seconds": round(seconds(), 1), "made": datetime.now(UTC).isoformat(timespec="seconds")})
+            files.seal(
+                folder,
+                {
+                    "config": digest,
+                    "seconds": round(seconds(), 1),
+                    "made": datetime.now(UTC).isoformat(timespec="seconds"),
+                },
+            )
             files.publish(folder, self.folder)
         except OSError as error:
             raise files.out_of_room(error, self.folder.parent) from error

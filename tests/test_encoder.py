@@ -1,0 +1,285 @@
+"""The encoder wrapper: the states that blocks give, interventions, folders read without trusting them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import LABELS, batch, config, encoder, tokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    DistilBertConfig,
+    ElectraConfig,
+    RobertaConfig,
+    T5Config,
+)
+
+from distillkit.encoder import Encoder, fresh, load_body, spec_of
+from distillkit.errors import DistillkitError, ModelError
+from distillkit.model import FixedTeacher
+from distillkit.settings import FinetuneSettings, Initialise, Labels
+from distillkit.students.transformer import Transformer
+from distillkit.teachers.pretrained import Pretrained
+from distillkit.types import Access, Want
+
+ALL, SCORES = Want(access=Access.ALL_STATES), Want()
+
+
+def test_states_are_what_transformers_calls_hidden_states(tmp_path: Path) -> None:
+    model, rows = encoder().eval(), batch(tmp_path)
+    told = model.outputs(rows, want=ALL)
+    theirs = model.model(**rows.inputs, output_hidden_states=True)
+    assert torch.allclose(told.logits, theirs.logits, atol=1e-6)
+    real = rows.mask
+    for mine, other in zip(told.hidden, theirs.hidden_states, strict=True):
+        assert torch.allclose(mine[real], other[real], atol=1e-6)
+    (last,) = model.outputs(rows, want=Want(access=Access.FINAL_STATES)).hidden
+    assert torch.equal(last, told.hidden[-1]) and model.outputs(rows, want=SCORES).hidden == ()
+
+
+def test_a_full_batch_without_its_mask_gives_the_same(tmp_path: Path) -> None:
+    model, rows = encoder().eval(), batch(tmp_path, 1)
+    assert rows.full
+    without = model.outputs(rows, want=ALL)
+    with_mask = model.outputs(replace(rows, full=False), want=ALL)
+    assert torch.allclose(without.logits, with_mask.logits, atol=1e-6)
+
+
+def test_swapping_a_block_for_itself_is_the_identity_and_for_another_is_not(tmp_path: Path) -> None:
+    model, rows = encoder().eval(), batch(tmp_path)
+    plain = model.outputs(rows, want=ALL)
+    same = model.outputs(rows, want=SCORES, swap={0: lambda state: plain.hidden[1]})
+    assert torch.equal(same.logits, plain.logits)
+    other = model.outputs(rows, want=ALL, swap={0: torch.zeros_like})
+    assert torch.equal(other.hidden[1], torch.zeros_like(plain.hidden[1]))
+    assert not torch.allclose(other.logits, plain.logits)
+    assert torch.equal(model.outputs(rows, want=SCORES).logits, plain.logits), "hooks must be gone"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        DistilBertConfig(
+            vocab_size=120, dim=16, n_layers=3, n_heads=2, hidden_dim=40, max_position_embeddings=32
+        ),
+        ElectraConfig(
+            vocab_size=120,
+            embedding_size=8,
+            hidden_size=16,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            intermediate_size=40,
+            max_position_embeddings=32,
+        ),
+        RobertaConfig(
+            vocab_size=120,
+            hidden_size=16,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            intermediate_size=40,
+            max_position_embeddings=34,
+            pad_token_id=0,
+        ),
+    ],
+    ids=["distilbert", "electra", "roberta"],
+)
+def test_other_families_have_the_same_form(tmp_path: Path, settings: object) -> None:
+    model = fresh(settings, LABELS).eval()  # type: ignore[arg-type]
+    assert (model.spec.num_layers, model.spec.hidden_dim, model.spec.num_heads, model.spec.ffn_dim) == (
+        3,
+        16,
+        2,
+        40,
+    )
+    assert model.spec.max_length == 32
+    rows = batch(tmp_path)
+    inputs = {"input_ids": rows.inputs["input_ids"], "attention_mask": rows.inputs["attention_mask"]}
+    rows = replace(rows, inputs=inputs)
+    told = model.outputs(rows, want=ALL)
+    assert len(told.hidden) == 4 and torch.allclose(told.logits, model.model(**inputs).logits, atol=1e-6)
+    model.save(tmp_path / "saved", LABELS)
+    assert torch.equal(Encoder.load(tmp_path / "saved").eval().outputs(rows, want=SCORES).logits, told.logits)
+
+
+def test_an_encoder_decoder_is_refused_in_words() -> None:
+    with pytest.raises(ModelError, match="encoder-decoder"):
+        spec_of(T5Config())
+
+
+def test_a_fixed_teacher_answers_in_eval_mode_without_gradient(tmp_path: Path) -> None:
+    model = encoder(dropout=0.5)
+    teacher = FixedTeacher(model)
+    model.train()
+    first, second = (teacher.outputs(batch(tmp_path), want=ALL) for _ in range(2))
+    assert torch.equal(first.logits, second.logits) and not first.logits.requires_grad
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "model"
+    encoder().save(path, LABELS)
+    tokenizer().save_pretrained(path)
+    return path
+
+
+def change_config(folder: Path, **values: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def change_weights(folder: Path, **values: torch.Tensor | None) -> None:
+    path = folder / "model.safetensors"
+    tensors = {name: tensor for name, tensor in (load_file(str(path)) | values).items() if tensor is not None}
+    save_file(tensors, str(path), metadata={"format": "pt"})
+
+
+def pretrained(folder: Path, labels: Labels = LABELS, *, finetune: bool = False) -> Encoder:
+    made = Pretrained(path=str(folder), finetune=FinetuneSettings() if finetune else None)
+    model = made.classifier(made.tokenizer([]), labels, 32, None)
+    assert isinstance(model, Encoder)
+    return model
+
+
+def spoil(folder: Path, how: str) -> None:
+    if how == "pickle":
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    elif how == "code":
+        change_config(folder, auto_map={"AutoModel": "evil.Model"})
+    elif how == "private":
+        change_config(folder, _attn_implementation_internal="evil/kernels")
+    elif how == "nan":
+        change_weights(folder, **{"classifier.bias": torch.tensor([float("nan"), 0.0])})
+    elif how == "missing":
+        change_weights(folder, **{"bert.encoder.layer.1.output.dense.weight": None})
+    elif how == "unexpected":
+        change_weights(folder, **{"bert.extra": torch.zeros(2)})
+    elif how == "headless":
+        change_weights(folder, **{"classifier.weight": None, "classifier.bias": None})
+    elif how == "cut":
+        path = folder / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-20])
+    elif how == "json":
+        (folder / "config.json").write_text("{")
+    elif how == "nothing":
+        (folder / "config.json").unlink()
+    elif how == "vocabulary":
+        change_config(folder, vocab_size=50)
+        change_weights(folder, **{"bert.embeddings.word_embeddings.weight": torch.zeros(50, 16)})
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "words"),
+    [
+        ("pickle", 11, "pickled"),
+        ("code", 11, "auto_map"),
+        ("private", 11, "_attn_implementation_internal"),
+        ("nan", 6, "classifier.bias"),
+        ("missing", 4, "layer.1.output.dense.weight"),
+        ("unexpected", 4, "bert.extra"),
+        ("headless", 4, "never trained"),
+        ("cut", 4, "damaged"),
+        ("json", 4, "not a JSON file"),
+        ("nothing", 4, "no config.json"),
+        ("vocabulary", 4, "50 rows"),
+    ],
+)
+def test_a_folder_that_cannot_be_trusted_is_refused_in_words(
+    folder: Path, how: str, code: int, words: str
+) -> None:
+    spoil(folder, how)
+    with pytest.raises(DistillkitError) as caught:
+        pretrained(folder)
+    assert caught.value.exit_code == code and words in str(caught.value)
+
+
+def test_labels_in_another_order_are_matched_by_name(folder: Path, tmp_path: Path) -> None:
+    """Matched by position, every answer would be the opposite one, and nothing would say so."""
+    turned = Labels(kind="classification", names=("good", "bad"))
+    rows = batch(tmp_path / "cache")
+    straight = pretrained(folder).eval().outputs(rows, want=SCORES).logits
+    swapped = pretrained(folder, turned).eval().outputs(rows, want=SCORES).logits
+    assert torch.allclose(swapped, straight.flip(-1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"), [(("yes", "no"), "not the task's"), (("a", "b", "c"), "2 labels, the task 3")]
+)
+def test_labels_that_differ_are_refused_with_both_lists(
+    folder: Path, names: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(ModelError, match=words):
+        pretrained(folder, Labels(kind="classification", names=names))
+
+
+def test_fine_tuning_takes_the_body_and_a_fresh_head_of_the_tasks_size(folder: Path) -> None:
+    labels = Labels(kind="classification", names=("a", "b", "c"))
+    model = pretrained(folder, labels, finetune=True)
+    assert model.spec.num_labels == 3
+    original = Encoder.load(folder)
+    body = original.model.base_model.state_dict()
+    assert all(
+        torch.equal(tensor, body[name]) for name, tensor in model.model.base_model.state_dict().items()
+    )
+
+
+def test_a_folder_written_here_opens_in_transformers(folder: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(str(folder), local_files_only=True)
+    assert model.config.label2id == {"bad": 0, "good": 1}
+    assert AutoModel.from_pretrained(str(folder), local_files_only=True) is not None
+    assert load_body(folder, LABELS).spec == Encoder.load(folder).spec
+
+
+def student(teacher: Encoder, **settings: object) -> Encoder:
+    model = Transformer(**settings).build(tokenizer(), LABELS, 32, FixedTeacher(teacher))  # type: ignore[arg-type]
+    assert isinstance(model, Encoder)
+    return model
+
+
+def blocks(*layers: int) -> Initialise:
+    return Initialise.model_validate({"from": "teacher", "layers": list(layers)})
+
+
+def test_a_student_of_all_the_teachers_blocks_computes_what_the_teacher_computes(tmp_path: Path) -> None:
+    teacher, rows = encoder(layers=3), batch(tmp_path)
+    same = student(teacher, layers=3, initialise=blocks(1, 2, 3)).eval()
+    assert torch.equal(
+        same.outputs(rows, want=SCORES).logits, teacher.eval().outputs(rows, want=SCORES).logits
+    )
+
+
+def test_chosen_blocks_are_copied_and_not_shared() -> None:
+    teacher = encoder(layers=4)
+    made = student(teacher, layers=2, initialise=blocks(2, 4))
+    for own, source in zip(made.blocks, (teacher.blocks[1], teacher.blocks[3]), strict=True):
+        for mine, theirs in zip(own.parameters(), source.parameters(), strict=True):
+            assert torch.equal(mine, theirs) and mine.data_ptr() != theirs.data_ptr() and mine.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"layers": 2, "initialise": blocks(2, 5)}, "1 to 4"),
+        ({"layers": 2, "initialise": blocks(3, 3)}, "strictly increasing"),
+        ({"layers": 2, "initialise": blocks(4, 2)}, "strictly increasing"),
+        ({"layers": 2, "initialise": blocks(1, 2, 3)}, "3 blocks for a student of 2"),
+        ({"layers": 2, "width": 8, "initialise": blocks(1, 2)}, "cannot be copied"),
+        ({"layers": 2, "width": 10, "heads": 4}, "do not divide"),
+    ],
+)
+def test_students_that_cannot_be_built_are_refused_with_the_range(
+    settings: dict[str, object], words: str
+) -> None:
+    with pytest.raises(DistillkitError, match=words) as caught:
+        student(encoder(layers=4), **settings)
+    assert caught.value.exit_code == 2
+
+
+def test_a_student_of_another_width_is_fresh_and_takes_the_vocabulary() -> None:
+    made = student(encoder(), layers=1, width=8, heads=2)
+    assert (made.spec.hidden_dim, made.spec.ffn_dim, made.spec.vocab_size) == (8, 32, len(tokenizer()))
+    assert config().vocab_size == 120
