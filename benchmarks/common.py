@@ -1,4 +1,6 @@
-"""What the studies share: where the data lies, one run of a config, and results with the machine they came from."""
+"""What the studies share: where the data lies, one run of a config, and results with the machine they came
+from.
+"""
 
 from __future__ import annotations
 

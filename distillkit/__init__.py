@@ -54,7 +54,7 @@ _WHERE = {
     "Step": "types",
     "Want": "types",
 }
-__all__ = sorted(_WHERE)  # noqa: PLE0605 - a list of the names above
+__all__ = sorted(_WHERE)
 
 
 def __getattr__(name: str) -> Any:

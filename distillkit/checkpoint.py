@@ -2,8 +2,9 @@
 
     checkpoints/<stage>/000500/   model.safetensors  optimizer.safetensors  state.json  manifest.json
 
-model.safetensors holds everything that is trained (the student and the losses' projections); no generator state is
-needed, because every random choice is keyed by (seed, step). Tensors are safetensors, the rest is JSON: nothing is pickled.
+model.safetensors holds everything that is trained (the student and the losses' projections); no generator
+state is needed, because every random choice is keyed by (seed, step). Tensors are safetensors, the rest is
+JSON: nothing is pickled.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class State:
 
 @dataclass(frozen=True)
 class Key:
-    """What a checkpoint belongs to. config and data must agree on resume; a change of the rest ends bitwise equality."""
+    """What a checkpoint belongs to. config and data must agree on resume; a change of the rest ends bitwise
+    equality.
+    """
 
     config: str
     data: str
@@ -83,8 +86,8 @@ def resume(
 ) -> tuple[State, list[str]]:
     """Load the newest valid checkpoint: (state, remarks); a fresh State where none was ever written.
 
-    Raises IntegrityError (8) where checkpoints exist and none is valid, ConfigError (2) or DataError (3) where they belong
-    to other settings or data.
+    Raises IntegrityError (8) where checkpoints exist and none is valid, ConfigError (2) or DataError (3)
+    where they belong to other settings or data.
     """
     remarks: list[str] = []
     found = steps(root)

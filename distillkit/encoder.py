@@ -1,8 +1,9 @@
-"""A Hugging Face encoder with a classification head as a Student: logits, every block's output, interventions.
+"""A Hugging Face encoder with a classification head as a Student: logits, every block's output,
+interventions.
 
-The model is used unmodified: states are what its blocks return, read by forward hooks (`hidden[0]` is the output of the
-embeddings, `hidden[l]` that of block l, before any norm that some families apply after the last block). Folders are read
-without running anything they say: safetensors only, no code, no network.
+The model is used unmodified: states are what its blocks return, read by forward hooks (`hidden[0]` is the
+output of the embeddings, `hidden[l]` that of block l, before any norm that some families apply after the last
+block). Folders are read without running anything they say: safetensors only, no code, no network.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ _PICKLES = ("pytorch_model.bin", "model.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl"
 
 
 class Encoder(Student):
-    """A `*ForSequenceClassification` model of `transformers`. Logits are fp32 `[B, V]`, `[B, 1]` for regression."""
+    """A `*ForSequenceClassification` model of `transformers`. Logits are fp32 `[B, V]`, `[B, 1]` for
+    regression.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -85,8 +88,8 @@ class Encoder(Student):
 
     @classmethod
     def load(cls, folder: Path) -> Encoder:
-        """Read a whole classifier. Raises ModelError (4) where weights are missing or do not fit, SecurityError (11)
-        where reading would run code, DivergedError (6) where a weight is not finite."""
+        """Read a whole classifier. Raises ModelError (4) where weights are missing or do not fit,
+        SecurityError (11) where reading would run code, DivergedError (6) where a weight is not finite."""
         config = load_config(folder)
         with torch.device("meta"):
             bare = AutoModelForSequenceClassification.from_config(config)
@@ -94,7 +97,8 @@ class Encoder(Student):
         missing, unexpected = _compare(bare, folder)
         if missing or unexpected:
             raise ModelError(
-                f"{len(missing)} weights missing ({', '.join(missing[:10]) or 'none'}), {len(unexpected)} unexpected "
+                f"{len(missing)} weights missing ({', '.join(missing[:10]) or 'none'}), "
+                f"{len(unexpected)} unexpected "
                 f"({', '.join(unexpected[:10]) or 'none'})",
                 where=str(folder),
                 hint="a head that was never trained is not guessed: set `finetune`",
@@ -103,7 +107,9 @@ class Encoder(Student):
 
 
 class ExportableEncoder(nn.Module):
-    """Takes token tensors `[B, L]` by keyword, returns logits `[B, V]`; attention is eager, so that it traces."""
+    """Takes token tensors `[B, L]` by keyword, returns logits `[B, V]`; attention is eager, so that it
+    traces.
+    """
 
     def __init__(self, model: PreTrainedModel, input_names: tuple[str, ...]) -> None:
         super().__init__()
@@ -120,7 +126,8 @@ class ExportableEncoder(nn.Module):
 
 
 def spec_of(config: PretrainedConfig) -> Spec:
-    """Sizes of any encoder, through optimum's normalised configs. Raises ModelError for an encoder-decoder."""
+    """Sizes of any encoder, through optimum's normalised configs. Raises ModelError for an
+    encoder-decoder."""
     if config.is_encoder_decoder:
         raise ModelError(f"{config.model_type!r} is an encoder-decoder; this needs an encoder", where="model")
     try:
@@ -153,7 +160,9 @@ def spec_of(config: PretrainedConfig) -> Spec:
 
 
 def usable_positions(config: PretrainedConfig) -> int:
-    """Longest input: RoBERTa's family numbers positions from padding + 1, so two of its rows are never reached."""
+    """Longest input: RoBERTa's family numbers positions from padding + 1, so two of its rows are never
+    reached.
+    """
     positions = int(config.to_dict().get("max_position_embeddings") or 512)
     offset = config.model_type in ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet")
     return positions - 2 if offset and positions > 2 else positions
@@ -218,7 +227,8 @@ def stored_weights(folder: Path) -> dict[str, list[int]]:
 
 
 def load_body(folder: Path, labels: Labels, **changes: float) -> Encoder:
-    """A classifier whose body comes from a folder and whose head is fresh; `changes` override config values."""
+    """A classifier whose body comes from a folder and whose head is fresh; `changes` override config
+    values."""
     config = load_config(folder)
     config.update(changes)
     _set_labels(config, labels)

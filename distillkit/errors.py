@@ -1,7 +1,8 @@
 """Errors a user can cause or meet, each with the exit code that the command ends with.
 
 The table of codes is part of the public contract (README, "Exit codes"). A message says what happened, where
-(`file:line:column` or the path of a config field), the value, and what to do. Anything else that escapes is a bug (1).
+(`file:line:column` or the path of a config field), the value, and what to do. Anything else that escapes is a
+bug (1).
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class SecurityError(DistillkitError):
 
 
 class StoppedError(DistillkitError):
-    """Stopped by a signal after a checkpoint was saved: the same command goes on (75, or 130 after Ctrl-C)."""
+    """Stopped by a signal after a checkpoint was saved: the same command goes on (75, or 130 after
+    Ctrl-C)."""
 
     exit_code = 75
 

@@ -41,7 +41,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def seal(folder: Path, facts: Mapping[str, Any]) -> None:
-    """fsync every file of a folder, then write its manifest (facts, and size and sha256 of every file) last."""
+    """fsync every file of a folder, then write its manifest (facts, and size and sha256 of every file)
+    last."""
     files = {}
     for path in sorted(entry for entry in folder.rglob("*") if entry.is_file() and entry.name != MANIFEST):
         with path.open("rb") as file:
@@ -61,7 +62,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def flaw(folder: Path, *, hashes: bool) -> str:
-    """What is wrong with a sealed folder, in words, or ''. Sizes are always compared, contents where `hashes`."""
+    """What is wrong with a sealed folder, in words, or ''. Sizes are always compared, contents where
+    `hashes`.
+    """
     manifest = read_manifest(folder)
     if not manifest:
         return "no readable manifest"
@@ -117,7 +120,9 @@ def remove(path: Path) -> None:
 
 
 def out_of_room(error: OSError, folder: Path, *, needed: int = 0) -> DistillkitError:
-    """A failed write as a ResourceError (7) that says how much room there is, and how much it needs where known."""
+    """A failed write as a ResourceError (7) that says how much room there is, and how much it needs where
+    known.
+    """
     try:
         free = f"{shutil.disk_usage(folder).free:,} bytes free"
     except OSError:

@@ -1,7 +1,8 @@
 """The contracts: Teacher (read only, no gradient) and Student (trained, exported).
 
-A regime is a Teacher object: one model, an ensemble, cached outputs, peers, the student's own deeper layers. The loop
-has no modes. What a *recipe* names with `use:` is a source: it knows where weights come from and builds the object.
+A regime is a Teacher object: one model, an ensemble, cached outputs, peers, the student's own deeper layers.
+The loop has no modes. What a *recipe* names with `use:` is a source: it knows where weights come from and
+builds the object.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ class Student(nn.Module, ABC):
 
     @abstractmethod
     def save(self, folder: Path, labels: Labels) -> None:
-        """Write config.json (with the label names) and model.safetensors, never pickle; its source's `load` reads them."""
+        """Write config.json (with the label names) and model.safetensors, never pickle; its source's `load`
+        reads them.
+        """
 
     def forward(self, batch: Batch, want: Want) -> Outputs:
         """nn.Module entry point, the same as `outputs` without a swap."""
@@ -92,29 +95,36 @@ class FixedTeacher(Teacher):
 
 
 class TeacherSource(ABC):
-    """What `teacher: {use: name}` names: settings in `__init__` (keyword-only, typed), a Teacher on request."""
+    """What `teacher: {use: name}` names: settings in `__init__` (keyword-only, typed), a Teacher on
+    request."""
 
     access: Access = Access.INTERVENTIONS
     """The deepest access its teacher grants; known before anything is loaded."""
 
     @abstractmethod
     def tokenizer(self, corpus: Iterable[str]) -> PreTrainedTokenizerBase:
-        """The fast tokenizer that the teacher brings, or one trained on `corpus` (an iterable of texts, read once)."""
+        """The fast tokenizer that the teacher brings, or one trained on `corpus` (an iterable of texts, read
+        once).
+        """
 
     @abstractmethod
     def teacher(self, folder: Path, labels: Labels) -> Teacher:
         """The fixed teacher; `folder` is what the teacher stage saved (weights of a trainable teacher)."""
 
     def fingerprint(self) -> str:
-        """Identifies what the teacher reads beside its settings (the bytes of a folder); a change reruns its stages."""
+        """Identifies what the teacher reads beside its settings (the bytes of a folder); a change reruns its
+        stages.
+        """
         return ""
 
 
 class TrainableTeacherSource(TeacherSource):
-    """A source whose model this repo trains: pretrained where `pretrain` is set, fine-tuned where `finetune` is.
+    """A source whose model this repo trains: pretrained where `pretrain` is set, fine-tuned where `finetune`
+    is.
 
-    The pipeline asks in this order: `tokenizer`; `pretraining` (trained, then saved by `save_pretrained` to a folder);
-    `classifier` (trained, then saved by `Student.save`); `load` and `teacher` from that folder ever after.
+    The pipeline asks in this order: `tokenizer`; `pretraining` (trained, then saved by `save_pretrained` to a
+    folder); `classifier` (trained, then saved by `Student.save`); `load` and `teacher` from that folder ever
+    after.
     """
 
     pretrain: PretrainSettings | None
@@ -128,8 +138,8 @@ class TrainableTeacherSource(TeacherSource):
     def classifier(
         self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, pretrained: Path | None
     ) -> Student:
-        """The model that answers the task: body from `pretrained` (a folder written by the pretrain stage), from the
-        source's own weights, or fresh. It is a Student while it is fine-tuned."""
+        """The model that answers the task: body from `pretrained` (a folder written by the pretrain stage),
+        from the source's own weights, or fresh. It is a Student while it is fine-tuned."""
 
     @abstractmethod
     def load(self, folder: Path) -> Student:
@@ -140,7 +150,9 @@ class TrainableTeacherSource(TeacherSource):
 
 
 class StudentSource(ABC):
-    """What `student: {use: name}` names: settings in `__init__`, an untrained (or initialised) Student on request."""
+    """What `student: {use: name}` names: settings in `__init__`, an untrained (or initialised) Student on
+    request.
+    """
 
     @abstractmethod
     def build(

@@ -1,9 +1,9 @@
 """AdamW, its schedule as a closed form, and the norm of the gradient.
 
-Source: Devlin et al. 2018, appendix A.2, and Loshchilov and Hutter 2019. BERT's released optimizer leaves out Adam's bias
-correction; here it is kept (Mosbach et al. 2021, section 4, found its absence a cause of unstable fine-tuning), so the first
-steps are smaller-scaled than in the released code. Weight decay skips norms and biases: every parameter of fewer than
-two dimensions.
+Source: Devlin et al. 2018, appendix A.2, and Loshchilov and Hutter 2019. BERT's released optimizer leaves out
+Adam's bias correction; here it is kept (Mosbach et al. 2021, section 4, found its absence a cause of unstable
+fine-tuning), so the first steps are smaller-scaled than in the released code. Weight decay skips norms and
+biases: every parameter of fewer than two dimensions.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ def build_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opt
 
 
 def lr_at(step: int, total: int, settings: OptimizerSettings) -> float:
-    """Learning rate of optimizer step `step` (from 0) of `total`: linear rise over the warm-up, linear fall to 0.
+    """Learning rate of optimizer step `step` (from 0) of `total`: linear rise over the warm-up, linear fall
+    to 0.
 
-    The first step already moves (rate lr / (warm-up steps + 1) where there is a warm-up), the last is above 0.
+    The first step already moves (rate lr / (warm-up steps + 1) where there is a warm-up), the last is above
+    0.
     """
     warmup = round(settings.warmup * total)
     if step < warmup:
@@ -47,5 +49,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def clip_gradient(module: nn.Module, largest: float) -> Tensor:
-    """Scale all gradients so that their global norm is at most `largest`; returns the norm before, on the device."""
+    """Scale all gradients so that their global norm is at most `largest`; returns the norm before, on the
+    device.
+    """
     return torch.nn.utils.clip_grad_norm_(module.parameters(), largest)

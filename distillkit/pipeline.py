@@ -1,8 +1,9 @@
 """run(config) -> RunDir: the stages in order, each skipped when its manifest is there.
 
-A stage is one function of a `Job` that writes one folder (distillkit/stages.py). Its digest covers the settings and the
-content it depends on and the digests of the stages before it, so that a changed config reruns exactly the stages that
-the change touches. Objects passed from Python take the place of the components that the config names.
+A stage is one function of a `Job` that writes one folder (distillkit/stages.py). Its digest covers the
+settings and the content it depends on and the digests of the stages before it, so that a changed config
+reruns exactly the stages that the change touches. Objects passed from Python take the place of the components
+that the config names.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ from distillkit.stages import STAGES, Job
 from distillkit.types import Access
 from distillkit.world import World
 
-
 _MAIN_ONLY = ("export", "bench", "report")
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Objects from Python that take the place of what the config names; None and {} leave the config's choice.
+    """Objects from Python that take the place of what the config names; None and {} leave the config's
+    choice.
 
     losses: name -> (weight, Loss), in place of the losses of a one-phase config.
     """
@@ -115,12 +116,15 @@ def prepare(
 
 
 def check_losses(stack: LossStack, teacher: TeacherSource, task: Task, phase: Phase) -> None:
-    """The access ladder, before anything is loaded: a loss that needs more than its teacher gives is a ConfigError."""
+    """The access ladder, before anything is loaded: a loss that needs more than its teacher gives is a
+    ConfigError.
+    """
     for name, loss in stack.terms.items():
         where = f"distill.losses.{name}"
         if loss.needs_teacher and loss.needs.access > teacher.access:
             raise ConfigError(
-                f"this loss needs {loss.needs.access.name} of the teacher, which gives no more than {teacher.access.name}",
+                f"this loss needs {loss.needs.access.name} of the teacher, which gives no more than "
+                f"{teacher.access.name}",
                 where=where,
                 hint="take a loss further up the ladder: " + " < ".join(access.name for access in Access),
             )
@@ -249,7 +253,9 @@ def _stacks(config: RunConfig, parts: Parts) -> tuple[LossStack, ...]:
 
 
 def _object_key(part: object) -> str:
-    """What identifies an object from Python across processes: its class, its plain settings, its fingerprint."""
+    """What identifies an object from Python across processes: its class, its plain settings, its
+    fingerprint.
+    """
     if part is None:
         return ""
     plain = {

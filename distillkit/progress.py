@@ -1,4 +1,6 @@
-"""What a person sees while it runs: a live line with every term by name on a terminal, plain lines elsewhere."""
+"""What a person sees while it runs: a live line with every term by name on a terminal, plain lines
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ class Progress(ABC):
 
     @staticmethod
     def make(style: str, main: bool) -> Progress:
-        """auto: live on a terminal, plain lines elsewhere; plain; quiet (always quiet on ranks that do not write)."""
+        """auto: live on a terminal, plain lines elsewhere; plain; quiet (always quiet on ranks that do not
+        write).
+        """
         if style == "quiet" or not main:
             return Quiet()
         return OnTerminal() if style == "auto" and sys.stderr.isatty() else Plain()
@@ -88,7 +92,8 @@ def line(stage: str, step: int, total: int, record: Mapping[str, Any]) -> str:
     left = record.get("eta_seconds", 0.0)
     terms = " ".join(f"{name} {value:.4f}" for name, value in record.get("terms", {}).items())
     return (
-        f"{stage} {step}/{total} ({100 * step / total:.0f} %, {duration(left)} left)  total {record.get('total', 0.0):.4f}  "
+        f"{stage} {step}/{total} ({100 * step / total:.0f} %, {duration(left)} left)  total "
+        f"{record.get('total', 0.0):.4f}  "
         f"{terms}  {record.get('tokens_per_s', 0.0):,.0f} tokens/s"
     )
 

@@ -52,7 +52,9 @@ class Registry:
         return [self._entries[name] for name in self.names()]
 
     def get(self, name: str, base: type) -> Any:
-        """The class. Raises ConfigError for an unknown name, and for a class that does not derive from `base`."""
+        """The class. Raises ConfigError for an unknown name, and for a class that does not derive from
+        `base`.
+        """
         if name not in self._entries:
             raise ConfigError(f"no {self.kind} is called {name!r}", hint=did_you_mean(name, self.names()))
         found = self._entries[name].load()

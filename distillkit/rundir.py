@@ -57,7 +57,8 @@ class Stage:
 
     @contextmanager
     def write(self, digest: str, *, seconds: Callable[[], float] = lambda: 0.0) -> Iterator[Path]:
-        """An empty folder to fill; at the end it is sealed and takes the stage's name. Nothing appears on an error.
+        """An empty folder to fill; at the end it is sealed and takes the stage's name. Nothing appears on an
+        error.
 
         seconds: asked at the end, how long the stage took.
         """
@@ -80,7 +81,9 @@ class Stage:
 
 
 class MetricsLog:
-    """metrics.jsonl: one JSON object a line. A line that cannot be written is kept and tried again; nothing stops."""
+    """metrics.jsonl: one JSON object a line. A line that cannot be written is kept and tried again; nothing
+    stops.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -131,8 +134,8 @@ class RunDir:
 
     @classmethod
     def open(cls, path: Path, *, data_paths: Sequence[Path] = ()) -> RunDir:
-        """Make or reopen a run's folder. Raises ConfigError (2) for a place that must not be written to, LockedError (9)
-        for a folder that holds something else; nothing is ever deleted."""
+        """Make or reopen a run's folder. Raises ConfigError (2) for a place that must not be written to,
+        LockedError (9) for a folder that holds something else; nothing is ever deleted."""
         path = Path(os.path.abspath(path))
         _refuse_dangerous(path, data_paths)
         if path.exists() and not (path / MARKER).is_file() and (not path.is_dir() or any(path.iterdir())):
@@ -163,7 +166,9 @@ class RunDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process. Raises LockedError (9) that names the holder; a dead one's lock is free."""
+        """Hold the run for this process. Raises LockedError (9) that names the holder; a dead one's lock is
+        free.
+        """
         with (self.path / "lock").open("a+", encoding="utf-8") as file:
             _take(file, self.path)
             files.sweep(self.path)

@@ -11,7 +11,9 @@ _STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUS
 
 
 class Signals:
-    """Context manager: inside it, SIGTERM, SIGUSR1 (Slurm) and Ctrl-C ask for a stop after the step under way."""
+    """Context manager: inside it, SIGTERM, SIGUSR1 (Slurm) and Ctrl-C ask for a stop after the step under
+    way.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None

@@ -1,9 +1,11 @@
-"""The stages of a run: each reads the folders of the stages before it and makes the content of one folder of its own.
+"""The stages of a run: each reads the folders of the stages before it and makes the content of one folder of
+its own.
 
     tokenizer/  pretrain/  teacher/  student/  export/  bench/  report/
 
-A stage knows nothing of being skipped: the pipeline asks for it only where its folder is not there, and the training loop
-goes on from the stage's own checkpoints. It returns a function that writes the folder; rank 0 alone calls it.
+A stage knows nothing of being skipped: the pipeline asks for it only where its folder is not there, and the
+training loop goes on from the stage's own checkpoints. It returns a function that writes the folder; rank 0
+alone calls it.
 """
 
 from __future__ import annotations
@@ -128,7 +130,9 @@ class Job:
 
 
 def tokenizer(job: Job) -> Save:
-    """The teacher's tokenizer, or one trained on its corpus (on the task's training texts where it has none)."""
+    """The teacher's tokenizer, or one trained on its corpus (on the task's training texts where it has
+    none).
+    """
 
     def save(folder: Path) -> None:
         job.teacher_source.tokenizer(_tokenizer_texts(job)).save_pretrained(folder)
@@ -226,7 +230,9 @@ def export(job: Job) -> Save:
 
 
 def bench(job: Job) -> Save:
-    """Teacher and student in every runtime asked for: latency, memory, size, and quality of what really runs."""
+    """Teacher and student in every runtime asked for: latency, memory, size, and quality of what really
+    runs.
+    """
     samples = job.encoded(job.judged)
 
     def save(folder: Path) -> None:
@@ -251,7 +257,9 @@ def bench(job: Job) -> Save:
 
 
 def report(job: Job) -> Save:
-    """report.html and facts.json; the model card stands in the report's folder and beside the artifact's copy."""
+    """report.html and facts.json; the model card stands in the report's folder and beside the artifact's
+    copy.
+    """
     facts = gather(job)
 
     def save(folder: Path) -> None:
@@ -419,7 +427,9 @@ def _parameters(model: Teacher) -> int:
 
 
 def _variant(job: Job, role: str, backend: str, folder: Path, samples: Encoded) -> Variant | None:
-    """What to measure; None where there is no such thing (a custom teacher has no file to open in another process)."""
+    """What to measure; None where there is no such thing (a custom teacher has no file to open in another
+    process).
+    """
     if role == "student":
         stage = "student" if backend == "pytorch" else "export"
         return Variant(name=f"student-{backend}", role="student", backend=backend, folder=job.folder(stage))  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """Adapters that copy metrics.jsonl's records to a tracker. They can never stop a run.
 
-Each works in a thread of its own behind a bounded queue; one that fails, hangs or falls behind is dropped with one warning.
+Each works in a thread of its own behind a bounded queue; one that fails, hangs or falls behind is dropped
+with one warning.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """take_step and train(): the one loop, for pretraining, fine-tuning and distillation.
 
-What is trained is a Program: a module whose forward takes a micro-batch and the counts of the whole step, and returns this
-micro-batch's exact share of the total. Shares of micro-batches and ranks add up, so that 1 x 8 = 8 x 1 = 2 ranks x 4.
-Dropout is seeded by (seed, stage, step, micro-batch): a resumed run, or one on more ranks, draws what it would have drawn.
-accelerate moves, casts and wraps the program; everything else is here.
+What is trained is a Program: a module whose forward takes a micro-batch and the counts of the whole step, and
+returns this micro-batch's exact share of the total. Shares of micro-batches and ranks add up, so that 1 x 8 =
+8 x 1 = 2 ranks x 4. Dropout is seeded by (seed, stage, step, micro-batch): a resumed run, or one on more
+ranks, draws what it would have drawn. accelerate moves, casts and wraps the program; everything else is here.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ from distillkit.signals import Signals
 from distillkit.types import Batch, Step
 
 PROBE_EVERY = 5
-"""Logged steps between two measurements of the terms' gradient shares (each costs a forward and a backward per term)."""
+"""Logged steps between two measurements of the terms' gradient shares (each costs a forward and a backward
+per term).
+"""
 
 
 class Program(nn.Module, ABC):
@@ -59,7 +61,8 @@ class Program(nn.Module, ABC):
         """Each term's unweighted mean over its counted positions, attached."""
 
     def forward(self, batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-        """(this batch's share of the total, detached unweighted share of each term); see LossStack.forward."""
+        """(this batch's share of the total, detached unweighted share of each term); see
+        LossStack.forward."""
         counts = self.counts(batch)
         shares = {
             name: value * (counts[name] / max(1, totals[name])) for name, value in self.terms(batch).items()
@@ -67,18 +70,20 @@ class Program(nn.Module, ABC):
         total = torch.stack([self.weights[name] * share for name, share in shares.items()]).sum()
         return total, {name: share.detach() for name, share in shares.items()}
 
-    def check(self, batch: Batch) -> None:  # noqa: B027 - an objective's terms always act
+    def check(self, batch: Batch) -> None:
         """Raise where a configured term cannot act; called once with the first batch."""
 
-    def after_step(self, step: int) -> None:  # noqa: B027 - most have nothing to do
+    def after_step(self, step: int) -> None:
         """Called after every optimizer step."""
 
-    def place(self, device: torch.device) -> None:  # noqa: B027 - most hold nothing outside the module tree
+    def place(self, device: torch.device) -> None:
         """Move what is not a submodule (teachers)."""
 
 
 class Distillation(Program):
-    """A student, a stack of losses and the teachers they ask for; fine-tuning is a stack of gold and no teacher."""
+    """A student, a stack of losses and the teachers they ask for; fine-tuning is a stack of gold and no
+    teacher.
+    """
 
     def __init__(self, student: Student, stack: LossStack, teachers: Mapping[str, Teacher]) -> None:
         super().__init__()
@@ -130,7 +135,9 @@ class Pretraining(Program):
 
 
 def take_step(student: Student, stack: LossStack, teachers: Mapping[str, Teacher], batch: Batch) -> Step:
-    """Run each forward that the stack asks for exactly once: every teacher where a loss needs one, and the student."""
+    """Run each forward that the stack asks for exactly once: every teacher where a loss needs one, and the
+    student.
+    """
     said = (
         {name: teacher.outputs(batch, want=stack.needs) for name, teacher in teachers.items()}
         if stack.needs_teacher
@@ -179,10 +186,11 @@ class Hooks:
 def train(
     program: Program, feed: Feed, settings: TrainSettings, hooks: Hooks, *, checkpoints: Path
 ) -> TrainResult:
-    """Train until the last step, going on from the newest valid checkpoint; `program` ends with the kept weights.
+    """Train until the last step, going on from the newest valid checkpoint; `program` ends with the kept
+    weights.
 
-    Raises DivergedError (6) before a non-finite step is applied, StoppedError (75, 130) after a signal with a checkpoint
-    saved, ResourceError (7) where memory or disk runs out.
+    Raises DivergedError (6) before a non-finite step is applied, StoppedError (75, 130) after a signal with a
+    checkpoint saved, ResourceError (7) where memory or disk runs out.
     """
     return _Loop(program, feed, settings, hooks, checkpoints).run()
 
@@ -274,7 +282,9 @@ class _Loop:
             self._stop_if_asked(saved=done)
 
     def _one_step(self, micros: list[Batch]) -> tuple[dict[str, Tensor], float]:
-        """Forward and backward of this rank's micro-batches, one optimizer step; (terms of the whole step, norm)."""
+        """Forward and backward of this rank's micro-batches, one optimizer step; (terms of the whole step,
+        norm).
+        """
         totals: Counter[str] = Counter()
         for micro in micros:
             totals.update(self.program.counts(micro))
@@ -338,7 +348,8 @@ class _Loop:
             self.hooks.log.append(record)
         what = f"term {', '.join(map(repr, bad))}" if bad else f"the gradient (norm {norm})"
         raise DivergedError(
-            f"{what} stopped being finite at step {self.state.step + 1}; the step was not applied (example ids {ids[:8]}...)",
+            f"{what} stopped being finite at step {self.state.step + 1}; the step was not applied "
+            f"(example ids {ids[:8]}...)",
             where=self.settings.stage,
             hint="lower optimizer.lr, or look at these rows; metrics.jsonl lists all ids",
         )
@@ -419,7 +430,8 @@ class _Loop:
             self._save()
             self.hooks.progress.close()
             raise StoppedError(
-                f"stopped by a signal after step {self.state.step} of {self.total} of {self.settings.stage}; everything is saved",
+                f"stopped by a signal after step {self.state.step} of {self.total} of "
+                f"{self.settings.stage}; everything is saved",
                 interrupted=bool(asked[1]),
                 hint="the same command goes on",
             )
@@ -445,7 +457,9 @@ class _Window:
 
 
 def make_accelerator(runtime: RuntimeSettings) -> Accelerator:
-    """Device, precision and wrapping. Raises MissingError (5) for a GPU that is not there, ConfigError (2) for fp16 on CPU."""
+    """Device, precision and wrapping. Raises MissingError (5) for a GPU that is not there, ConfigError (2)
+    for fp16 on CPU.
+    """
     if runtime.device == "cuda" and not torch.cuda.is_available():
         raise MissingError(
             "there is no CUDA device", where="runtime.device", hint="set runtime.device: cpu, or auto"
@@ -454,7 +468,7 @@ def make_accelerator(runtime: RuntimeSettings) -> Accelerator:
     precision = resolve_precision(runtime, on_cpu)
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
-    AcceleratorState._reset_state()  # it is a singleton; another run in this process may use another precision
+    AcceleratorState._reset_state()  # a singleton; the next run in this process may use another precision
     return Accelerator(
         cpu=on_cpu,
         mixed_precision={"fp32": "no"}.get(precision, precision),
@@ -488,8 +502,8 @@ def _total_steps(feed: Feed, settings: TrainSettings) -> int:
 
 
 def _key(settings: TrainSettings, step: int, micro: int) -> int:
-    """Seed of torch's generator for one micro-batch: the one place where the global generator is set, because dropout
-    draws from nothing else."""
+    """Seed of torch's generator for one micro-batch: the one place where the global generator is set, because
+    dropout draws from nothing else."""
     text = f"{settings.seed} {settings.stage} {step} {micro}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 

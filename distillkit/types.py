@@ -1,6 +1,7 @@
 """The few values that travel between modules. All frozen; all readable at a glance.
 
-Shape legend, used everywhere: B examples, L tokens, V vocabulary entries or classes, D width, N counted positions.
+Shape legend, used everywhere: B examples, L tokens, V vocabulary entries or classes, D width, N counted
+positions.
 """
 
 from __future__ import annotations
@@ -37,18 +38,22 @@ class Want:
 
 
 Swap = Mapping[int, Callable[[Tensor], Tensor]]
-"""Block index (0-based) -> function of that block's output `[B, L, D]`; keys are the blocks to intervene on."""
+"""Block index (0-based) -> function of that block's output `[B, L, D]`; keys are the blocks to intervene on.
+"""
 
 
 @dataclass(frozen=True)
 class Batch:
     """What a forward and a loss may know of a set of examples.
 
-    inputs: what the model takes, by name (`input_ids` `[B, L]`, `attention_mask` `[B, L]`, `token_type_ids` `[B, L]`).
-    labels: `[B]` class ids (int64) or targets (float32); `[B, L]` for token tasks (-100 = not counted); None: unlabelled.
+    inputs: what the model takes, by name (`input_ids` `[B, L]`, `attention_mask` `[B, L]`, `token_type_ids`
+        `[B, L]`).
+    labels: `[B]` class ids (int64) or targets (float32); `[B, L]` for token tasks (-100 = not counted); None:
+        unlabelled.
     mask: `[B, L]` bool, True at real tokens, the positions that hidden-state losses count.
     ids: `[B]` int64 stable example ids, so that teacher outputs can be cached and joined.
-    sequence_labels: `[B]` int64, a label of each sequence beside the labels of its tokens (NSP); None where there is none.
+    sequence_labels: `[B]` int64, a label of each sequence beside the labels of its tokens (NSP); None where
+        there is none.
     full: nothing is padded, known without looking at the mask; attention then needs none.
     texts: the raw texts, for teachers that take no token ids; a tuple per example, one entry per segment.
     """
@@ -88,8 +93,8 @@ class Outputs:
     """What a model says. Teacher and student return the same type.
 
     logits: `[B, V]` (`[B, L, V]` for token tasks; `[B, 1]` for regression).
-    hidden: num_layers + 1 tensors `[B, L, D]`; `hidden[0]` is the embedding output, `hidden[l]` the output of block l.
-        With Access.FINAL_STATES it holds one tensor, the last. Empty where not asked for.
+    hidden: num_layers + 1 tensors `[B, L, D]`; `hidden[0]` is the embedding output, `hidden[l]` the output of
+        block l. With Access.FINAL_STATES it holds one tensor, the last. Empty where not asked for.
     """
 
     logits: Tensor

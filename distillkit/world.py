@@ -1,7 +1,7 @@
 """The processes of one run: who writes, and where all wait for each other.
 
-Started alone, a run is rank 0 of 1 and nothing here does anything. Started by torchrun (`distillkit run --gpus N`), the
-ranks share every forward and backward of training; rank 0 alone writes, exports and measures.
+Started alone, a run is rank 0 of 1 and nothing here does anything. Started by torchrun (`distillkit run
+--gpus N`), the ranks share every forward and backward of training; rank 0 alone writes, exports and measures.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import torch.distributed as dist
 from distillkit.settings import RuntimeSettings
 
 PATIENCE = timedelta(hours=12)
-"""How long a rank waits for rank 0 to tokenise or evaluate; a rank that dies ends the others at once (torchrun)."""
+"""How long a rank waits for rank 0 to tokenise or evaluate; a rank that dies ends the others at once
+(torchrun).
+"""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,9 @@ class World:
 
     @classmethod
     def join(cls, runtime: RuntimeSettings) -> World:
-        """This process's place, from torchrun's environment; joins the process group where there are several."""
+        """This process's place, from torchrun's environment; joins the process group where there are
+        several.
+        """
         rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         if size > 1 and not dist.is_initialized():
             on_gpu = runtime.device != "cpu" and torch.cuda.is_available()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from distillkit.encoder import Encoder, copy_weights
@@ -10,7 +11,8 @@ from distillkit.settings import Initialise
 
 
 def chosen_blocks(settings: Initialise, *, student_layers: int, teacher_layers: int) -> list[int]:
-    """Teacher blocks, numbered from 1, one for each student block. Raises ConfigError where they do not fit."""
+    """Teacher blocks, numbered from 1, one for each student block. Raises ConfigError where they do
+    not fit."""
     where = "student.initialise.layers"
     if settings.layers == "uniform":
         if student_layers > teacher_layers:
@@ -28,7 +30,7 @@ def chosen_blocks(settings: Initialise, *, student_layers: int, teacher_layers: 
                 where=where,
                 hint=f"blocks are numbered 1 to {teacher_layers}",
             )
-    if any(low >= high for low, high in zip(blocks, blocks[1:], strict=False)):
+    if any(low >= high for low, high in itertools.pairwise(blocks)):
         raise ConfigError(
             f"{blocks} is not strictly increasing",
             where=where,
@@ -44,7 +46,8 @@ def chosen_blocks(settings: Initialise, *, student_layers: int, teacher_layers: 
 
 
 def from_blocks(student: Encoder, teacher: Encoder, blocks: Sequence[int]) -> None:
-    """Copy embeddings, the chosen blocks, and all that is left (pooler, head); everything is copied bit for bit.
+    """Copy embeddings, the chosen blocks, and all that is left (pooler, head); everything is copied bit for
+    bit.
 
     A student with every block of its teacher computes what the teacher computes.
     """

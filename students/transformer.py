@@ -1,4 +1,6 @@
-"""A smaller transformer encoder: fresh in the shape of BERT, or cut from its teacher in the teacher's own shape."""
+"""A smaller transformer encoder: fresh in the shape of BERT, or cut from its teacher in the teacher's own
+shape.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +8,14 @@ import copy
 from pathlib import Path
 
 import torch
-from distillkit.encoder import Encoder, fresh, usable_positions
+from optimum.utils import NormalizedConfigManager
+from transformers import BertConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from distillkit.encoder import Encoder, fresh
 from distillkit.errors import ConfigError
 from distillkit.model import FixedTeacher, Student, StudentSource, Teacher
 from distillkit.settings import Count, Fraction, Initialise, Labels
 from distillkit.students.initialise import chosen_blocks, from_blocks
-from optimum.utils import NormalizedConfigManager
-from transformers import BertConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 
 class Transformer(StudentSource):
@@ -21,7 +24,8 @@ class Transformer(StudentSource):
     Settings:
         layers: Blocks.
         width: Hidden size; default the teacher's.
-        heads: Attention heads; default one per 64 of width, or the teacher's where the width is the teacher's.
+        heads: Attention heads; default one per 64 of width, or the teacher's where the width is the
+            teacher's.
         ffn: Inner size of the feed-forward part; default 4 times the width, or the teacher's.
         dropout: Probability of dropping a hidden value or an attention weight in training.
         initialise: Teacher blocks to start from; needs the teacher's width.

@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+from torch import nn
+from transformers import BertConfig, BertForPreTraining, PreTrainedTokenizerBase
+
 from distillkit.data.tokenizers import train_wordpiece
 from distillkit.encoder import Encoder, fresh, load_body
 from distillkit.errors import ConfigError
@@ -13,8 +16,6 @@ from distillkit.model import Student, TrainableTeacherSource
 from distillkit.objectives.base import Objective
 from distillkit.objectives.bert import BertObjective
 from distillkit.settings import Count, FinetuneSettings, Fraction, Labels, PretrainSettings
-from torch import nn
-from transformers import BertConfig, BertForPreTraining, PreTrainedTokenizerBase
 
 SIZES = {
     "tiny": (2, 128, 2),
@@ -24,11 +25,14 @@ SIZES = {
     "base": (12, 768, 12),
     "large": (24, 1024, 16),
 }
-"""Layers, width, heads of the published sizes (Devlin et al. 2018; Turc et al. 2019, table 1); ffn is 4 times the width."""
+"""Layers, width, heads of the published sizes (Devlin et al. 2018; Turc et al. 2019, table 1); ffn is 4
+times the width.
+"""
 
 
 class Bert(TrainableTeacherSource):
-    """BERT with a WordPiece vocabulary of its own, pretrained where `pretrain` is set, fine-tuned on the task.
+    """BERT with a WordPiece vocabulary of its own, pretrained where `pretrain` is set, fine-tuned on the
+    task.
 
     Settings:
         size: A published size; leave it out to give layers, width and heads one by one.

@@ -5,8 +5,9 @@
 
     distillkit.run("config.yaml", parts=Parts(teacher=Custom(my_model, spec=spec, version="2026-11")))
 
-`logits` is `[B, V]` in the order of the task's labels (`[B, 1]` for regression); `hidden.0` (embeddings) to `hidden.N` are
-`[B, L, D]` and needed where the spec names N layers. The first batch is checked against this contract.
+`logits` is `[B, V]` in the order of the task's labels (`[B, 1]` for regression); `hidden.0` (embeddings) to
+`hidden.N` are `[B, L, D]` and needed where the spec names N layers. The first batch is checked against this
+contract.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
 from distillkit.data.tokenizers import load_tokenizer, train_wordpiece
 from distillkit.errors import DivergedError, ModelError
 from distillkit.model import Teacher, TeacherSource
 from distillkit.settings import Labels
 from distillkit.types import Access, Batch, Outputs, Spec, Swap, Want
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 Function = Callable[[Batch], Mapping[str, Tensor]]
 
@@ -30,10 +32,10 @@ Function = Callable[[Batch], Mapping[str, Tensor]]
 class Custom(TeacherSource):
     """A callable as a teacher, from Python.
 
-    function: called in eval conditions (no gradient) once per batch; spec: its sizes, num_layers 0 where it has no hidden
-    states to show; tokenizer: folder of the tokenizer that makes its `input_ids` (without one, a WordPiece is trained on the
-    task's texts, for callables that read `batch.texts`); version: identifies its weights: another version reruns the
-    stages that depend on it.
+    function: called in eval conditions (no gradient) once per batch; spec: its sizes, num_layers 0 where it
+    has no hidden states to show; tokenizer: folder of the tokenizer that makes its `input_ids` (without one,
+    a WordPiece is trained on the task's texts, for callables that read `batch.texts`); version: identifies
+    its weights: another version reruns the stages that depend on it.
     """
 
     def __init__(

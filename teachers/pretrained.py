@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
 from distillkit.data.tokenizers import load_tokenizer
 from distillkit.encoder import Encoder, load_body, load_config, spec_of, stored_weights
 from distillkit.errors import ModelError
 from distillkit.model import Student, TrainableTeacherSource
 from distillkit.settings import FinetuneSettings, Folder, Labels
-from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 
 class Pretrained(TrainableTeacherSource):
@@ -81,7 +82,9 @@ def folder_digest(folder: Path) -> str:
 
 
 def _order_labels(model: Encoder, labels: Labels, folder: Path) -> None:
-    """Put the head's rows into the task's order of labels, by name. Raises ModelError where the names differ."""
+    """Put the head's rows into the task's order of labels, by name. Raises ModelError where the names
+    differ.
+    """
     theirs = [model.model.config.id2label[index] for index in range(model.spec.num_labels)]
     if len(theirs) != labels.num_labels:
         raise ModelError(

@@ -193,7 +193,7 @@ def test_a_full_disk_ends_with_7_and_leaves_the_older_checkpoint(
     for index in (1, 3, 5):
         with monkeypatch.context() as patch:
             crash_at(patch, index, lambda: OSError(28, "No space left on device"))
-            with pytest.raises(ResourceError, match="No space left on device.*bytes free") as caught:
+            with pytest.raises(ResourceError, match=r"No space left on device.*bytes free") as caught:
                 save(tmp_path, 2)
         assert caught.value.exit_code == 7
         assert [entry.name for entry in tmp_path.iterdir()] == ["000001"]

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from distillkit.errors import ConfigError
 from distillkit.registry import Entry, Registry, at, closest, did_you_mean
 

@@ -1,4 +1,6 @@
-"""A small real distillation that tests of the loop share: student, three losses with a projection, dropout on."""
+"""A small real distillation that tests of the loop share: student, three losses with a projection, dropout
+on.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Floating point operations of one forward, counted by torch as it runs (2 per multiply-add; matrix products and
-attention count, element-wise work does not)."""
+"""Floating point operations of one forward, counted by torch as it runs (2 per multiply-add; matrix products
+and attention count, element-wise work does not)."""
 
 from __future__ import annotations
 

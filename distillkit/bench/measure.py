@@ -1,7 +1,9 @@
-"""Measures each model in each runtime, every one in a process of its own, and its quality again as it really runs.
+"""Measures each model in each runtime, every one in a process of its own, and its quality again as it really
+runs.
 
-A variant that fails, crashes or hangs is a row with its reason; the others go on. `measurements.json` holds the machine, the
-settings and one row per variant, in the form that the report reads (distillkit/report/facts.py, BenchRow).
+A variant that fails, crashes or hangs is a row with its reason; the others go on. `measurements.json` holds
+the machine, the settings and one row per variant, in the form that the report reads
+(distillkit/report/facts.py, BenchRow).
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ _SLACK = 20.0
 
 @dataclass(frozen=True)
 class Variant:
-    """A model in a runtime: `folder` holds what `Student.save` wrote (pytorch) or the artifact (onnxruntime)."""
+    """A model in a runtime: `folder` holds what `Student.save` wrote (pytorch) or the artifact
+    (onnxruntime).
+    """
 
     name: str
     role: Role

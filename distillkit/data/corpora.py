@@ -1,12 +1,13 @@
 """Corpora: documents of sentences, streamed.
 
 * text files (.txt, .txt.gz): one paragraph or sentence a line, a blank line between documents;
-* JSON Lines (.jsonl, .jsonl.gz): `{"text": "..."}` (its lines are paragraphs) or `{"sentences": ["...", ...]}`, one
-  document a line;
+* JSON Lines (.jsonl, .jsonl.gz): `{"text": "..."}` (its lines are paragraphs) or `{"sentences": ["...",
+  ...]}`, one document a line;
 * a folder of these, in the order of their names; or `builtin:NAME`.
 
-Paragraphs are cut into sentences after `.`, `!` or `?` (and closing quotes) where white space and an upper-case letter, a
-digit or a quote follow: a simple rule that now and then cuts after an abbreviation, which the objectives tolerate.
+Paragraphs are cut into sentences after `.`, `!` or `?` (and closing quotes) where white space and an
+upper-case letter, a digit or a quote follow: a simple rule that now and then cuts after an abbreviation,
+which the objectives tolerate.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ _SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 
 
 def documents(source: str, *, base: Path) -> Iterator[list[str]]:
-    """Documents as lists of non-empty sentences. Raises DataError naming file and line; an empty corpus is one."""
+    """Documents as lists of non-empty sentences. Raises DataError naming file and line; an empty corpus is
+    one.
+    """
     empty = True
     for document in _documents(source, base):
         if document:

@@ -22,10 +22,12 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 def train_wordpiece(
     texts: Iterable[str], *, vocab_size: int, lowercase: bool = True, max_length: int = 512
 ) -> PreTrainedTokenizerBase:
-    """A WordPiece vocabulary (Wu et al. 2016; BERT's normalisation and word splitting), the same for the same texts.
+    """A WordPiece vocabulary (Wu et al. 2016; BERT's normalisation and word splitting), the same for the same
+    texts.
 
-    Left to itself the trainer numbers the pieces of single letters in the order of a hash table, which decides ties and
-    so the vocabulary; here they are numbered beforehand, sorted. Raises ModelError where the texts hold no words.
+    Left to itself the trainer numbers the pieces of single letters in the order of a hash table, which
+    decides ties and so the vocabulary; here they are numbered beforehand, sorted. Raises ModelError where the
+    texts hold no words.
     """
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     normal = [normalizer.normalize_str(text) for text in texts]
@@ -76,8 +78,8 @@ def _continues(letter: str) -> bool:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """A fast tokenizer from a local folder. Raises ModelError (4) where there is none, SecurityError (11) where the
-    folder asks for code."""
+    """A fast tokenizer from a local folder. Raises ModelError (4) where there is none, SecurityError (11)
+    where the folder asks for code."""
     _refuse_code(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, use_fast=True)

@@ -27,7 +27,9 @@ def export(
     folder: Path,
     settings: ExportSettings,
 ) -> Parity:
-    """Write the artifact into `folder` and prove that it computes the same. Raises ExportError (10) where it does not."""
+    """Write the artifact into `folder` and prove that it computes the same. Raises ExportError (10) where it
+    does not.
+    """
     max_length = student.spec.max_length
     facts = {
         "kind": labels.kind,

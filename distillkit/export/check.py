@@ -1,7 +1,8 @@
 """Looks at an .onnx file before any loader opens it.
 
-onnx and ONNX Runtime let some of this pass: a hard link, a length past the end, an empty file. Raises ExportError (10) for
-a broken artifact, SecurityError (11) for external data that points outside the folder or lies about its size.
+onnx and ONNX Runtime let some of this pass: a hard link, a length past the end, an empty file. Raises
+ExportError (10) for a broken artifact, SecurityError (11) for external data that points outside the folder or
+lies about its size.
 """
 
 from __future__ import annotations

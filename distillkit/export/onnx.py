@@ -21,7 +21,8 @@ _EXAMPLE = (2, 7)  # neither 0 nor 1, and unequal: the exporter takes 0 and 1 fo
 
 
 def write_onnx(student: Student, path: Path, *, opset: int, metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Write `path`, weights inside; returns the names of the inputs, int64 `[batch, length]` each; output `logits`.
+    """Write `path`, weights inside; returns the names of the inputs, int64 `[batch, length]` each; output
+    `logits`.
 
     Raises ExportError (10) where the exporter cannot follow the model.
     """

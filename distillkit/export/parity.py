@@ -1,4 +1,6 @@
-"""Does the artifact compute what the model computes? Compared on real rows and on the shapes that break exports."""
+"""Does the artifact compute what the model computes? Compared on real rows and on the shapes that break
+exports.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ _ROWS_PER_BATCH_TOKENS = 2048
 class Parity:
     """What was compared and how far apart it was.
 
-    same_predictions: share of compared rows with the same answer; a row whose two best logits lie closer together than
-    twice the tolerance counts as the same, because rounding decides it.
+    same_predictions: share of compared rows with the same answer; a row whose two best logits lie closer
+    together than twice the tolerance counts as the same, because rounding decides it.
     """
 
     tolerance: float
@@ -39,7 +41,8 @@ class Parity:
 def compare(
     student: Student, session: Any, samples: Encoded, *, rows: int, tolerance: float, max_length: int
 ) -> Parity:
-    """Run both on the same inputs. Raises ExportError (10) past the tolerance or where a prediction differs."""
+    """Run both on the same inputs. Raises ExportError (10) past the tolerance or where a prediction
+    differs."""
     student = student.eval().cpu()
     shapes: dict[str, float] = {}
     differences, same, compared = [], 0, 0
@@ -53,7 +56,8 @@ def compare(
         difference = np.abs(expected - got)
         if not np.isfinite(difference).all() or difference.max() > tolerance:
             raise ExportError(
-                f"shape {name}: the artifact differs from PyTorch by {difference.max():.3g}, more than {tolerance:.3g}",
+                f"shape {name}: the artifact differs from PyTorch by {difference.max():.3g}, more than "
+                f"{tolerance:.3g}",
                 where="export",
                 hint="export.tolerance is the gate; look at the exporter's warnings first",
             )
@@ -95,7 +99,9 @@ def _batches(samples: Encoded, rows: int, max_length: int) -> Iterator[tuple[str
 
 
 def exact_batch(samples: Encoded, size: int, length: int) -> Batch:
-    """`size` rows of exactly `length` real tokens, cut from the samples laid end to end: nothing is padded or zero."""
+    """`size` rows of exactly `length` real tokens, cut from the samples laid end to end: nothing is padded
+    or zero.
+    """
     needed = size * length
     flat = np.resize(samples.tokens[: min(len(samples.tokens), needed)], needed).astype(np.int64)
     ids = torch.from_numpy(flat.reshape(size, length))

@@ -14,8 +14,8 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 def open_session(path: Path, *, provider: Literal["cpu", "cuda"], threads: int) -> Any:
     """A session on exactly this provider, with `threads` threads that do not spin when idle.
 
-    ONNX Runtime quietly falls back to the CPU; here that is a MissingError (5). ExportError (10) or SecurityError (11) for
-    a file that must not be opened.
+    ONNX Runtime quietly falls back to the CPU; here that is a MissingError (5). ExportError (10) or
+    SecurityError (11) for a file that must not be opened.
     """
     import onnxruntime
 

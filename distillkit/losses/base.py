@@ -1,8 +1,9 @@
 """The contract of a loss, and the stack that adds losses up.
 
-A loss file holds a pure function of tensors and a thin class: settings are keyword-only typed `__init__` arguments (the
-recipe's schema is derived from the signature; value types come from `distillkit.settings`), `needs` says what the step
-must carry, `bind` makes projections once sizes are known, `forward` returns a scalar mean over counted positions.
+A loss file holds a pure function of tensors and a thin class: settings are keyword-only typed `__init__`
+arguments (the recipe's schema is derived from the signature; value types come from `distillkit.settings`),
+`needs` says what the step must carry, `bind` makes projections once sizes are known, `forward` returns a
+scalar mean over counted positions.
 """
 
 from __future__ import annotations
@@ -24,17 +25,18 @@ TEACHER = "teacher"
 
 
 class Loss(nn.Module, ABC):
-    """One term. Computes in fp32, averages over positions that count, returns an attached zero where none does, and
-    never calls a model."""
+    """One term. Computes in fp32, averages over positions that count, returns an attached zero where none
+    does, and never calls a model."""
 
     needs: Want = Want()
-    """What it asks of the student's forward and of every teacher's; its `access` is the rung of the ladder."""
+    """What it asks of the student's forward and of every teacher's; its `access` is the rung of the ladder.
+    """
     needs_teacher: bool = True
     needs_labels: bool = False
     kinds: tuple[str, ...] = ("classification", "regression")
     """Task kinds it is defined for."""
 
-    def bind(self, student: Spec, teachers: Mapping[str, Spec]) -> None:  # noqa: B027 - nothing to make for most
+    def bind(self, student: Spec, teachers: Mapping[str, Spec]) -> None:
         """Called once when sizes are known; makes projections; raises ConfigError where sizes clash."""
 
     def count(self, batch: Batch) -> int:
@@ -47,10 +49,11 @@ class Loss(nn.Module, ABC):
 
 
 class LossStack(nn.Module):
-    """Named losses, each with its weight in the total: total = sum of weight * mean over the term's positions.
+    """Named losses, each with its weight in the total: total = sum of weight * mean over the term's
+    positions.
 
-    Owns the losses, so that their projections are trained, moved and saved beside the student and never reach the export.
-    Raises ConfigError where there is none, or where a weight is not a positive number.
+    Owns the losses, so that their projections are trained, moved and saved beside the student and never reach
+    the export. Raises ConfigError where there is none, or where a weight is not a positive number.
     """
 
     def __init__(self, losses: Mapping[str, tuple[float, Loss]]) -> None:
@@ -98,8 +101,8 @@ class LossStack(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(this batch's share of the total, detached unweighted share of each term).
 
-        totals: counted positions of each term over all micro-batches and ranks of the optimizer step; the shares of all
-        of them add up to the exact mean. By default this batch is the whole.
+        totals: counted positions of each term over all micro-batches and ranks of the optimizer step; the
+        shares of all of them add up to the exact mean. By default this batch is the whole.
         """
         raw = self.raw(step)
         counts = self.counts(step.batch)
@@ -115,7 +118,8 @@ class LossStack(nn.Module):
         return {name: loss(step) for name, loss in self.terms.items()}
 
     def check(self, step: Step, parameters: Sequence[nn.Parameter]) -> None:
-        """Raise where a configured term cannot act on this batch: ConfigError (2), or DivergedError (6) for NaN.
+        """Raise where a configured term cannot act on this batch: ConfigError (2), or DivergedError (6) for
+        NaN.
 
         A term counts as acting when its gradient is not zero, or when it is already at its optimum (value 0).
         """
@@ -156,7 +160,8 @@ class LossStack(nn.Module):
 
 
 def gradient_shares(weighted: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> dict[str, float]:
-    """Each weighted term's gradient norm as a share of the sum of all norms; leaves `.grad` alone, uses the graph up.
+    """Each weighted term's gradient norm as a share of the sum of all norms; leaves `.grad` alone, uses the
+    graph up.
 
     Terms that pull against each other still have positive shares.
     """

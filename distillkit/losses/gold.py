@@ -12,8 +12,8 @@ from distillkit.types import Step
 
 
 def cross_entropy(logits_BV: Tensor, labels_B: Tensor, *, smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy in nats over examples; `smoothing` spreads that much of the target evenly over all classes
-    (Szegedy et al. 2016, section 7)."""
+    """Mean cross-entropy in nats over examples; `smoothing` spreads that much of the target evenly over all
+    classes (Szegedy et al. 2016, section 7)."""
     if labels_B.numel() == 0:
         return logits_BV.float().sum() * 0.0
     return functional.cross_entropy(logits_BV.float(), labels_B, label_smoothing=smoothing)

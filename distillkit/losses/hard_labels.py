@@ -10,8 +10,9 @@ from distillkit.types import Access, Step, Want
 
 
 def hard_label_loss(student_BV: Tensor, teacher_BV: Tensor) -> Tensor:
-    """Mean cross-entropy of the student against the teacher's most likely class (Touvron et al. 2021, DeiT, section 4,
-    hard-label distillation; without its equal split with the gold labels: weights do that here)."""
+    """Mean cross-entropy of the student against the teacher's most likely class (Touvron et al. 2021, DeiT,
+    section 4, hard-label distillation; without its equal split with the gold labels: weights do that here).
+    """
     return cross_entropy(student_BV, teacher_BV.argmax(dim=-1))
 
 

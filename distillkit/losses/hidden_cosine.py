@@ -17,18 +17,20 @@ from distillkit.types import Access, Batch, Spec, Step, Want
 
 
 def cosine_distance(student_BLD: Tensor, teacher_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-    """1 - cosine of student and teacher states, meaned over real tokens, in fp32 (DistilBERT, Sanh et al. 2019,
-    section 2: there as CosineEmbeddingLoss with target 1, over the last state). Padding never counts."""
+    """1 - cosine of student and teacher states, meaned over real tokens, in fp32 (DistilBERT, Sanh et al.
+    2019, section 2: there as CosineEmbeddingLoss with target 1, over the last state). Padding never counts.
+    """
     similarity_BL = functional.cosine_similarity(student_BLD.float(), teacher_BLD.float(), dim=-1)
     return masked_mean(1.0 - similarity_BL, mask_BL)
 
 
 class HiddenCosine(Loss):
-    """Turn the student's hidden states towards the teacher's: 1 - cosine over real tokens, meaned over mapped states.
+    """Turn the student's hidden states towards the teacher's: 1 - cosine over real tokens, meaned over mapped
+    states.
 
-    States are numbered as in `Outputs.hidden`: 0 is the embedding output, l the output of block l. Where widths differ, a
-    linear map without bias per pair takes the student's state to the teacher's width; it is trained with the student,
-    saved in checkpoints, and never exported.
+    States are numbered as in `Outputs.hidden`: 0 is the embedding output, l the output of block l. Where
+    widths differ, a linear map without bias per pair takes the student's state to the teacher's width; it is
+    trained with the student, saved in checkpoints, and never exported.
 
     Settings:
         layer_map: last, uniform, skip, or explicit [student, teacher] pairs; 0 is the embeddings.

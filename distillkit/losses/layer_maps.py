@@ -1,6 +1,10 @@
-"""Which student state learns from which teacher state. States are numbered as in `Outputs.hidden`: 0 = embeddings."""
+"""Which student state learns from which teacher state. States are numbered as in `Outputs.hidden`: 0 =
+embeddings.
+"""
 
 from __future__ import annotations
+
+import itertools
 
 from distillkit.errors import ConfigError
 from distillkit.settings import LayerMap
@@ -11,10 +15,11 @@ Pairs = tuple[tuple[int, int], ...]
 def layer_pairs(layer_map: LayerMap, *, student_layers: int, teacher_layers: int) -> Pairs:
     """(student state, teacher state) pairs.
 
-    last: the last of each. uniform: student block i of M learns from teacher block i * N / M (TinyBERT, Jiao et al. 2020,
-    section 3.1), rounded down where N is not a multiple of M. skip: every (N // M)-th teacher block, counted from the
-    first (PKD-Skip, Sun et al. 2019, section 3.2); the last state is left to other terms there, here it is included only
-    where the stride reaches it. Explicit pairs must lie in 0..M and 0..N and rise on both sides.
+    last: the last of each. uniform: student block i of M learns from teacher block i * N / M (TinyBERT, Jiao
+    et al. 2020, section 3.1), rounded down where N is not a multiple of M. skip: every (N // M)-th teacher
+    block, counted from the first (PKD-Skip, Sun et al. 2019, section 3.2); the last state is left to other
+    terms there, here it is included only where the stride reaches it. Explicit pairs must lie in 0..M and
+    0..N and rise on both sides.
     """
     depth, height = student_layers, teacher_layers
     if layer_map == "last":
@@ -39,13 +44,13 @@ def layer_pairs(layer_map: LayerMap, *, student_layers: int, teacher_layers: int
                 where="layer_map",
                 hint=f"0 (embeddings) to {top} (last block)",
             )
-        if side == 0 and any(low >= high for low, high in zip(states, states[1:], strict=False)):
+        if side == 0 and any(low >= high for low, high in itertools.pairwise(states)):
             raise ConfigError(
                 f"student states {states} are not strictly increasing",
                 where="layer_map",
                 hint="each student state learns once",
             )
-        if side == 1 and any(low > high for low, high in zip(states, states[1:], strict=False)):
+        if side == 1 and any(low > high for low, high in itertools.pairwise(states)):
             raise ConfigError(
                 f"teacher states {states} are not increasing",
                 where="layer_map",

@@ -15,11 +15,12 @@ from distillkit.types import Access, Step, Want
 
 
 def soft_target_kl(student_BV: Tensor, teacher_BV: Tensor, *, temperature: float) -> Tensor:
-    """T^2 * KL(teacher || student) of the softened distributions, summed over classes, meaned over examples, in nats.
+    """T^2 * KL(teacher || student) of the softened distributions, summed over classes, meaned over examples,
+    in nats.
 
-    Hinton et al. 2015, section 2 and 2.1: T^2 keeps the gradient's size when T changes. They use cross-entropy, which
-    differs from KL by the teacher's entropy, a constant: the gradient is the same and a perfect student costs 0.
-    Both sides go through log_softmax in fp32. Shapes `[B, V]`.
+    Hinton et al. 2015, section 2 and 2.1: T^2 keeps the gradient's size when T changes. They use
+    cross-entropy, which differs from KL by the teacher's entropy, a constant: the gradient is the same and a
+    perfect student costs 0. Both sides go through log_softmax in fp32. Shapes `[B, V]`.
     """
     if student_BV.shape[0] == 0:
         return student_BV.float().sum() * 0.0
@@ -31,11 +32,12 @@ def soft_target_kl(student_BV: Tensor, teacher_BV: Tensor, *, temperature: float
 class Logits(Loss):
     """Learn the teacher's class probabilities: KL divergence at a temperature, times its square.
 
-    On regression tasks there is nothing to soften: the squared difference to the teacher's value, whatever the
-    temperature.
+    On regression tasks there is nothing to soften: the squared difference to the teacher's value, whatever
+    the temperature.
 
     Settings:
-        temperature: Divides the logits of both sides before the softmax; higher shows more of the small scores.
+        temperature: Divides the logits of both sides before the softmax; higher shows more of the small
+            scores.
     """
 
     needs = Want(access=Access.SCORES)

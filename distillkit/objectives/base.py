@@ -29,7 +29,9 @@ class LossTerm:
 
 
 class Objective(ABC):
-    """A pretraining task. Settings are keyword-only `__init__` arguments; nothing here knows of steps or optimizers."""
+    """A pretraining task. Settings are keyword-only `__init__` arguments; nothing here knows of steps or
+    optimizers.
+    """
 
     @abstractmethod
     def prepare(
@@ -40,8 +42,9 @@ class Objective(ABC):
         *,
         max_length: int,
     ) -> None:
-        """Tokenise documents (lists of sentences) once into memory-mapped arrays under `folder`; remembers what it
-        needs of the tokenizer and of `max_length` there, so that `examples` and `collate` need only the folder."""
+        """Tokenise documents (lists of sentences) once into memory-mapped arrays under `folder`; remembers
+        what it needs of the tokenizer and of `max_length` there, so that `examples` and `collate` need only
+        the folder."""
 
     @abstractmethod
     def examples(self, folder: Path, *, epoch: int, seed: int) -> Examples:

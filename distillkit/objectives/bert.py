@@ -1,9 +1,11 @@
-"""BERT's objective: masked language model and next sentence prediction (Devlin et al. 2018, section 3.1, appendix A).
+"""BERT's objective: masked language model and next sentence prediction (Devlin et al. 2018, section 3.1,
+appendix A).
 
-Sentence pairs are built as in the released code: sentences gather up to a target length, a random cut makes A, B is the
-rest or comes from another document, and what B did not use is put back. Departures: the other document is always another
-one where there are two (the released code gives up after ten tries); pairs are drawn anew each epoch, or once where
-`masking: static`. Pairs are kept as ranges of the tokenised corpus, so an epoch costs no copy of it.
+Sentence pairs are built as in the released code: sentences gather up to a target length, a random cut makes
+A, B is the rest or comes from another document, and what B did not use is put back. Departures: the other
+document is always another one where there are two (the released code gives up after ten tries); pairs are
+drawn anew each epoch, or once where `masking: static`. Pairs are kept as ranges of the tokenised corpus, so
+an epoch costs no copy of it.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ _SPECIAL = 3  # [CLS], [SEP], [SEP]
 
 @dataclass(frozen=True)
 class Corpus:
-    """A tokenised corpus: tokens flat int32; sentences `[S + 1]` offsets into tokens; documents `[D + 1]` offsets into
-    sentences; facts of the tokenizer."""
+    """A tokenised corpus: tokens flat int32; sentences `[S + 1]` offsets into tokens; documents `[D + 1]`
+    offsets into sentences; facts of the tokenizer."""
 
     tokens: NDArray[np.int32]
     sentences: NDArray[np.int64]
@@ -50,8 +52,8 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Sentence pairs as token ranges `[n]`: A is tokens[a_start:a_end], B is tokens[b_start:b_end]; is_random is the NSP
-    label."""
+    """Sentence pairs as token ranges `[n]`: A is tokens[a_start:a_end], B is tokens[b_start:b_end]; is_random
+    is the NSP label."""
 
     corpus: Corpus
     a_start: NDArray[np.int64]
@@ -66,7 +68,8 @@ class Pairs:
 
 
 class BertObjective(Objective):
-    """Masked language model on `mask_rate` of the tokens, and next sentence prediction, each with weight 1."""
+    """Masked language model on `mask_rate` of the tokens, and next sentence prediction, each with
+    weight 1."""
 
     def __init__(
         self,
@@ -225,7 +228,8 @@ def _truncate(
     room: int,
     generator: random.Random,
 ) -> tuple[NDArray[np.int64], ...]:
-    """Drop tokens one by one from the longer segment (B on a tie), front or back with probability one half each.
+    """Drop tokens one by one from the longer segment (B on a tie), front or back with probability one half
+    each.
 
     How many each segment loses follows from the lengths alone; how many of these at the front is binomial.
     """

@@ -1,7 +1,7 @@
 """Choosing and corrupting positions, as pure functions of arrays and a key.
 
-Random numbers are hashed from (seed, epoch, row, position), so a row's mask does not depend on the batch it is in, on
-workers, on ranks, or on a resume. Shapes: B rows, L positions.
+Random numbers are hashed from (seed, epoch, row, position), so a row's mask does not depend on the batch it
+is in, on workers, on ranks, or on a resume. Shapes: B rows, L positions.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def choose(candidates_BL: Bool, counts_B: Ints, uniform_BL: NDArray[np.float64])
 def choose_words(
     candidates_BL: Bool, continues_BL: Bool, counts_B: Ints, uniform_BL: NDArray[np.float64]
 ) -> Bool:
-    """Whole words up to `counts_B` positions a row; a word that would exceed it is skipped (released BERT code).
+    """Whole words up to `counts_B` positions a row; a word that would exceed it is skipped (released BERT
+    code).
 
     continues_BL: True at pieces that go on a word (`##`).
     """
@@ -71,7 +72,8 @@ def corrupt(
     mask_id: int,
     vocab_size: int,
 ) -> Ints:
-    """80 % [MASK], 10 % unchanged, 10 % any entry of the vocabulary at the chosen positions (Devlin et al. 2018, 3.1).
+    """80 % [MASK], 10 % unchanged, 10 % any entry of the vocabulary at the chosen positions (Devlin et al.
+    2018, 3.1).
 
     kind_BL and token_BL are uniform numbers that decide which of the three, and which entry.
     """

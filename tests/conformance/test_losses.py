@@ -16,7 +16,9 @@ from distillkit.types import Outputs, Spec, Step
 
 NAMES = catalog.names("loss")
 FLOOR = {"gold", "hard_labels"}
-"""Losses whose perfect student still costs the entropy that its own logits leave: cross-entropies with hard targets."""
+"""Losses whose perfect student still costs the entropy that its own logits leave: cross-entropies with hard
+targets.
+"""
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Converting a tensor with requires_grad"
@@ -84,7 +86,9 @@ def test_the_value_is_a_finite_fp32_scalar_and_its_gradient_reaches_the_student(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_gradient_reaches_the_teacher(name: str) -> None:
-    """A teacher that is trained by the student's loss drifts towards the student, and the loss falls for nothing."""
+    """A teacher that is trained by the student's loss drifts towards the student, and the loss falls for
+    nothing.
+    """
     step = random_step()
     told = step.teachers["teacher"]
     asked = Outputs(told.logits.clone().requires_grad_(), tuple(state.clone() for state in told.hidden))

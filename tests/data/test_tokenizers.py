@@ -1,4 +1,5 @@
-"""The trained tokenizer: the same for the same texts, a folder that opens again, nothing run from a folder."""
+"""The trained tokenizer: the same for the same texts, a folder that opens again, nothing run from a
+folder."""
 
 from __future__ import annotations
 

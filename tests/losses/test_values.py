@@ -69,7 +69,9 @@ def test_the_gradient_has_the_same_size_at_any_temperature(classes: int) -> None
 
 
 def test_the_mean_is_over_examples_and_not_over_classes() -> None:
-    """kl_div's default divides by the number of classes too, which shrinks the term a hundredfold on 100 classes."""
+    """kl_div's default divides by the number of classes too, which shrinks the term a hundredfold on 100
+    classes.
+    """
     teacher, student = torch.randn(4, 50), torch.randn(4, 50)
     p, q = torch.softmax(teacher, -1), torch.log_softmax(student, -1)
     expected = (p * (p.log() - q)).sum() / 4
