@@ -20,7 +20,13 @@ import torch
 from optimum.utils import NormalizedConfigManager
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from distillkit.errors import DivergedError, ModelError, SecurityError
 from distillkit.model import Student
@@ -93,7 +99,7 @@ class Encoder(Student):
         config = load_config(folder)
         with torch.device("meta"):
             bare = AutoModelForSequenceClassification.from_config(config)
-        model = _load(AutoModelForSequenceClassification, folder, config)
+        model, _ = _load(AutoModelForSequenceClassification, folder, config)
         missing, unexpected = _compare(bare, folder)
         if missing or unexpected:
             raise ModelError(
@@ -227,13 +233,27 @@ def stored_weights(folder: Path) -> dict[str, list[int]]:
 
 
 def load_body(folder: Path, labels: Labels, **changes: float) -> Encoder:
-    """A classifier whose body comes from a folder and whose head is fresh; `changes` override config
-    values."""
+    """A classifier whose body comes from a folder, whatever it was trained for, and whose head is fresh.
+
+    changes: override values of its config. A pooler that the folder lacks (it was trained on masked tokens
+    alone) is fresh too. Raises ModelError (4) where other weights of the body are missing or do not fit.
+    """
     config = load_config(folder)
     config.update(changes)
-    _set_labels(config, labels)
     stored_weights(folder)
-    return Encoder(_load(AutoModelForSequenceClassification, folder, config))
+    body, missing = _load(AutoModel, folder, config)
+    lost = sorted(name for name in missing if "pooler" not in name)
+    if lost:
+        raise ModelError(
+            f"{len(lost)} weights of the body are missing ({', '.join(lost[:10])})", where=str(folder)
+        )
+    model = fresh(config, labels)
+    target = model.model.base_model
+    weights = {
+        name: tensor.clone() for name, tensor in body.state_dict().items() if name in target.state_dict()
+    }
+    target.load_state_dict(weights, strict=True)
+    return model
 
 
 def fresh(config: PretrainedConfig, labels: Labels) -> Encoder:
@@ -252,14 +272,20 @@ def _set_labels(config: PretrainedConfig, labels: Labels) -> None:
         config.problem_type = "regression"
 
 
-def _load(kind: Any, folder: Path, config: PretrainedConfig) -> PreTrainedModel:
+def _load(kind: Any, folder: Path, config: PretrainedConfig) -> tuple[PreTrainedModel, list[str]]:
+    """The model in fp32, and the names of its weights that the folder does not hold."""
     try:
-        model: PreTrainedModel = kind.from_pretrained(
-            str(folder), config=config, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        model, info = kind.from_pretrained(
+            str(folder),
+            config=config,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"the weights do not fit: {str(error).splitlines()[0]}", where=str(folder)) from None
-    return model
+    return model, sorted(info["missing_keys"])
 
 
 def _compare(bare: nn.Module, folder: Path) -> tuple[list[str], list[str]]:

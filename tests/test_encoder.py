@@ -227,6 +227,12 @@ def test_fine_tuning_takes_the_body_and_a_fresh_head_of_the_tasks_size(folder: P
     )
 
 
+def test_a_body_with_a_hole_is_not_filled_with_noise(folder: Path) -> None:
+    change_weights(folder, **{"bert.encoder.layer.1.output.dense.weight": None})
+    with pytest.raises(ModelError, match=r"layer\.1\.output\.dense\.weight"):
+        load_body(folder, LABELS)
+
+
 def test_a_folder_written_here_opens_in_transformers(folder: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(str(folder), local_files_only=True)
     assert model.config.label2id == {"bad": 0, "good": 1}

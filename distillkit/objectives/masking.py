@@ -25,7 +25,7 @@ def keyed_uniform(seed: int, epoch: int, rows: Ints, width: int, *, draw: int) -
     SplitMix64 (Steele, Lea and Flood 2014) applied once per part of the key.
     """
     with np.errstate(over="ignore"):
-        state: NDArray[np.uint64] = np.asarray([seed], dtype=np.uint64)
+        state: NDArray[np.uint64] = _mix(np.asarray([seed], dtype=np.uint64))
         for part in (epoch, draw):
             state = _mix(state + np.asarray([part], dtype=np.uint64))
         row_state: NDArray[np.uint64] = _mix(state + rows.astype(np.uint64))[:, None]

@@ -183,8 +183,8 @@ def test_eighty_ten_ten_and_a_flat_profile_over_positions() -> None:
     assert (changed[~chosen] == 500).all()
     total = int(chosen.sum())
     masked, kept = int((changed[chosen] == 4).sum()), int((changed[chosen] == 500).sum())
-    assert masked / total == pytest.approx(0.8, abs=3 * (0.16 / total) ** 0.5 + 2e-4)
-    assert kept / total == pytest.approx(0.1, abs=3 * (0.09 / total) ** 0.5 + 2e-4)
+    assert masked / total == pytest.approx(0.8, abs=4.5 * (0.16 / total) ** 0.5 + 2e-4)
+    assert kept / total == pytest.approx(0.1, abs=4.5 * (0.09 / total) ** 0.5 + 2e-4)
     others = changed[chosen & (changed != 4) & (changed != 500)]
     assert stats.chisquare(np.bincount(others * 10 // vocabulary, minlength=10)).pvalue > 1e-4
 
@@ -198,6 +198,7 @@ def test_keyed_numbers_are_uniform_and_differ_in_every_part_of_the_key() -> None
         keyed_uniform(1, 2, np.arange(300) + 1, 50, draw=0),
         keyed_uniform(1, 2, np.arange(300), 50, draw=1),
     ]
+    assert not np.array_equal(others[0], others[1]), "seed 1 in epoch 2 is not seed 2 in epoch 1"
     for other in others:
         assert abs(float(np.corrcoef(base.ravel(), other.ravel())[0, 1])) < 0.04
     assert (keyed_uniform(1, 2, np.asarray([7]), 50, draw=0) == base[7]).all()
