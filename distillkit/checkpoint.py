@@ -140,13 +140,15 @@ def _compare(stored: Mapping[str, Any], key: Key, folder: Path) -> list[str]:
         raise ConfigError(
             "the checkpoint was made with other settings",
             where=str(folder),
-            hint="run with the old settings, or under another name",
+            hint="run with the old settings or under another name; removing "
+            f"{folder.parent} starts this stage again",
         )
     if stored["data"] != key.data:
         raise DataError(
             "the data changed since the checkpoint was made",
             where=str(folder),
-            hint="restore the data, or run under another name",
+            hint=f"restore the data or run under another name; removing {folder.parent} starts this "
+            "stage again",
         )
     now = asdict(key)
     changed = [

@@ -187,14 +187,6 @@ def _applies(job: Job, name: str) -> bool:
     return name != "pretrain" or (job.trainable is not None and job.trainable.pretrain is not None)
 
 
-def _after(job: Job, name: str) -> None:
-    """A finished stage needs its checkpoints no longer; the report also stands at the top of the run."""
-    for folder in job.run.checkpoints(name).parent.glob(f"{name}*"):
-        files.remove(folder)
-    if name == "report":
-        files.atomic_write(job.run.path / "report.html", (job.folder("report") / "report.html").read_bytes())
-
-
 def stage_digests(
     config: RunConfig, base: Path, task: Task, source: TeacherSource, parts: Parts
 ) -> dict[str, str]:
@@ -210,7 +202,7 @@ def stage_digests(
     chain: dict[str, str] = {}
     chain["tokenizer"] = _digest(named, source.fingerprint(), corpus or task.digest)
     chain["pretrain"] = _digest(chain["tokenizer"], config.seed)
-    chain["teacher"] = _digest(chain["pretrain"], finetune, judged, objects[0], config.teacher.allow_weak)
+    chain["teacher"] = _digest(chain["pretrain"], finetune, judged, objects[0])
     chain["student"] = _digest(chain["teacher"], config.student, config.phases, corpora, objects[1:])
     chain["export"] = _digest(chain["student"], config.export)
     chain["bench"] = _digest(chain["export"], config.bench)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from distillkit import evaluate
-from distillkit.bench.measure import Variant
+from distillkit.bench.measure import Backend, Role, Variant
 from distillkit.bench.measure import bench as measure_all
 from distillkit.data.batching import Encoded, Feed, TaskFeed, encode
 from distillkit.data.corpora import documents
@@ -184,7 +184,7 @@ def teacher(job: Job) -> Save:
     source = job.trainable
     if source is None:
         fixed = job.teacher()
-        return lambda folder: _gate(job, _save_scores(job, fixed, folder))
+        return lambda folder: _save_scores(job, fixed, folder)
     pretrained = job.folder("pretrain") if source.pretrain is not None else None
     torch.manual_seed(job.config.seed)  # a fresh head
     model = source.classifier(job.tokenizer, job.task.labels, job.config.task.max_length, pretrained)
@@ -194,11 +194,15 @@ def teacher(job: Job) -> Save:
         program = Distillation(model, stack, {})
         feed = _task_feed(job, source.finetune.batch)
         _train_supervised(job, "teacher", source.finetune, program, feed, job.digests["teacher"])
-    return lambda folder: _gate(job, _save_model(job, model, folder))
+    return lambda folder: _save_model(job, model, folder)
 
 
 def student(job: Job) -> Save:
-    """The student, distilled through every phase, and what it scores."""
+    """The student, distilled through every phase, and what it scores.
+
+    Raises ModelError for a teacher that has nothing to teach (its folder is there, to be looked at).
+    """
+    _gate(job)
     fixed = job.teacher()
     torch.manual_seed(job.config.seed)  # fresh weights
     model = job.student_source.build(job.tokenizer, job.task.labels, job.config.task.max_length, fixed)
@@ -236,11 +240,11 @@ def bench(job: Job) -> Save:
     samples = job.encoded(job.judged)
 
     def save(folder: Path) -> None:
+        roles: tuple[Role, ...] = ("teacher", "student")
         variants = [
-            variant
-            for role in ("teacher", "student")
+            _variant(job, role, backend, folder, samples)
+            for role in roles
             for backend in job.config.bench.backends
-            if (variant := _variant(job, role, backend, folder, samples)) is not None
         ]
         command = [sys.executable, "-m", "distillkit.bench.child"]
         measure_all(
@@ -386,13 +390,13 @@ def _tokenizer_texts(job: Job) -> Iterator[str]:
             yield from texts
 
 
-def _save_model(job: Job, model: Student, folder: Path) -> Array:
+def _save_model(job: Job, model: Student, folder: Path) -> None:
     model.save(folder, job.task.labels)
     job.tokenizer.save_pretrained(folder)
-    return _save_scores(job, FixedTeacher(model.to(job.device)), folder)
+    _save_scores(job, FixedTeacher(model.to(job.device)), folder)
 
 
-def _save_scores(job: Job, model: Teacher, folder: Path) -> Array:
+def _save_scores(job: Job, model: Teacher, folder: Path) -> None:
     """logits.npy of the judged rows, and scores.json."""
     assert job.judged.labels is not None
     logits = job.predict(model, job.judged)
@@ -403,11 +407,11 @@ def _save_scores(job: Job, model: Teacher, folder: Path) -> Array:
         "scores": {name: asdict(value) for name, value in scores.items()},
     }
     (folder / SCORES).write_text(json.dumps(facts, indent=1))
-    return logits
 
 
-def _gate(job: Job, logits: Array) -> None:
+def _gate(job: Job) -> None:
     """Refuse a teacher that is no better than a constant answer: it has nothing to teach."""
+    logits = np.load(job.folder("teacher") / "logits.npy", allow_pickle=False)
     train, judged = job.task.train.labels, job.judged.labels
     assert train is not None and judged is not None
     verdict = evaluate.better_than_majority(job.task.labels, train, judged, logits, seed=job.config.seed)
@@ -426,22 +430,20 @@ def _parameters(model: Teacher) -> int:
     return sum(p.numel() for p in model.model.parameters()) if isinstance(model, FixedTeacher) else 0
 
 
-def _variant(job: Job, role: str, backend: str, folder: Path, samples: Encoded) -> Variant | None:
-    """What to measure; None where there is no such thing (a custom teacher has no file to open in another
-    process).
-    """
+def _variant(job: Job, role: Role, backend: Backend, folder: Path, samples: Encoded) -> Variant:
+    """What to measure, exported into `folder` where it has to be."""
+    name = f"{role}-{backend}"
     if role == "student":
-        stage = "student" if backend == "pytorch" else "export"
-        return Variant(name=f"student-{backend}", role="student", backend=backend, folder=job.folder(stage))  # type: ignore[arg-type]
+        return Variant(name, role, backend, job.folder("student" if backend == "pytorch" else "export"))
     if job.trainable is None:
-        return None
+        return Variant(name, role, backend, None, "a teacher from Python has no file for another process")
     where = job.folder("teacher")
     if backend == "onnxruntime":
         where = folder / "teacher-onnx"
         where.mkdir()
         model = job.trainable.load(job.folder("teacher")).eval()
         export_student(model, job.tokenizer, job.task.labels, samples, where, job.config.export)
-    return Variant(name=f"teacher-{backend}", role="teacher", backend=backend, folder=where)  # type: ignore[arg-type]
+    return Variant(name, role, backend, where)
 
 
 def _losses_in_words(config: RunConfig) -> dict[str, str]:

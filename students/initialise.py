@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
+from itertools import pairwise
 
 from distillkit.encoder import Encoder, copy_weights
 from distillkit.errors import ConfigError
@@ -30,7 +30,7 @@ def chosen_blocks(settings: Initialise, *, student_layers: int, teacher_layers: 
                 where=where,
                 hint=f"blocks are numbered 1 to {teacher_layers}",
             )
-    if any(low >= high for low, high in itertools.pairwise(blocks)):
+    if any(low >= high for low, high in pairwise(blocks)):
         raise ConfigError(
             f"{blocks} is not strictly increasing",
             where=where,

@@ -13,34 +13,40 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from distillkit import evaluate
 from distillkit.data.batching import Encoded
+from distillkit.errors import MissingError
+from distillkit.export.session import require_provider
+from distillkit.metrics import Measured
 from distillkit.settings import BenchSettings, Labels
 
 Role = Literal["teacher", "student"]
 Backend = Literal["pytorch", "onnxruntime"]
 _START_UP = 120.0
 _SLACK = 20.0
+_TOLD = ("provider", "size_bytes", "parameters", "flops", "peak_memory_bytes", "load_seconds")
 
 
 @dataclass(frozen=True)
 class Variant:
     """A model in a runtime: `folder` holds what `Student.save` wrote (pytorch) or the artifact
-    (onnxruntime).
+    (onnxruntime); without one, `absent` says why there is nothing to measure.
     """
 
     name: str
     role: Role
     backend: Backend
-    folder: Path
+    folder: Path | None
+    absent: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,10 @@ def bench(
     with tempfile.TemporaryDirectory() as scratch:
         _save_samples(samples, Path(scratch))
         for variant in variants:
+            bare = Measurement(variant.name, variant.role, variant.backend, provider, threads=threads)
+            if variant.folder is None:
+                rows.append(replace(bare, status=variant.absent))
+                continue
             request = {
                 "backend": variant.backend,
                 "folder": str(variant.folder.absolute()),
@@ -103,9 +113,11 @@ def bench(
                 "settings": settings.model_dump(mode="json"),
             }
             result, reason = run_child(command, request, Path(scratch), limit=_limit(settings))
-            rows.append(
-                _row(variant, provider, threads, result, reason, samples, labels, Path(scratch), seed)
-            )
+            if result is None:
+                rows.append(replace(bare, status=reason))
+                continue
+            logits = np.load(Path(scratch) / "logits.npy", allow_pickle=False)
+            rows.append(_measured(bare, result, evaluate.score(labels, _gold(samples), logits, seed=seed)))
     rows = _share_flops(rows)
     machine = {
         "system": f"{platform.system()} {platform.machine()}",
@@ -163,44 +175,20 @@ def physical_cores() -> int:
     return psutil.cpu_count(logical=False) or os.cpu_count() or 1
 
 
-def _row(
-    variant: Variant,
-    provider: str,
-    threads: int,
-    result: dict[str, Any] | None,
-    reason: str,
-    samples: Encoded,
-    labels: Labels,
-    scratch: Path,
-    seed: int,
-) -> Measurement:
-    if result is None:
-        return Measurement(
-            variant.name, variant.role, variant.backend, provider, status=reason, threads=threads
-        )
-    logits = np.load(scratch / "logits.npy", allow_pickle=False)
+def _measured(bare: Measurement, result: dict[str, Any], scores: Mapping[str, Measured]) -> Measurement:
+    """The row of a variant that ran: what its process measured, and the quality of what it answered."""
+    told = {name: result[name] for name in _TOLD}
+    cells = [Cell(**cell) for cell in result["cells"]]
+    return replace(bare, **told, cells=cells, metrics={name: asdict(value) for name, value in scores.items()})
+
+
+def _gold(samples: Encoded) -> NDArray[Any]:
     assert samples.labels is not None
-    scores = evaluate.score(labels, samples.labels, logits, seed=seed)
-    return Measurement(
-        name=variant.name,
-        role=variant.role,
-        backend=variant.backend,
-        provider=result["provider"],
-        threads=threads,
-        size_bytes=result["size_bytes"],
-        parameters=result["parameters"],
-        flops=result["flops"],
-        peak_memory_bytes=result["peak_memory_bytes"],
-        load_seconds=result["load_seconds"],
-        cells=[Cell(**cell) for cell in result["cells"]],
-        metrics={name: asdict(value) for name, value in scores.items()},
-    )
+    return samples.labels
 
 
 def _share_flops(rows: list[Measurement]) -> list[Measurement]:
     """An ONNX row takes the count and the parameters of the PyTorch row of its role: the same computation."""
-    from dataclasses import replace
-
     counted = {row.role: row for row in rows if row.flops is not None}
     return [
         replace(row, flops=counted[row.role].flops, parameters=counted[row.role].parameters)
@@ -211,8 +199,16 @@ def _share_flops(rows: list[Measurement]) -> list[Measurement]:
 
 
 def _provider(settings: BenchSettings) -> Literal["cpu", "cuda"]:
+    """The device to measure on. Raises MissingError (5) where the one asked for is not there."""
     if settings.provider == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if settings.provider == "cuda":
+        if "pytorch" in settings.backends and not torch.cuda.is_available():
+            raise MissingError(
+                "there is no CUDA device", where="bench.provider", hint="set bench.provider: cpu"
+            )
+        if "onnxruntime" in settings.backends:
+            require_provider("cuda")
     return settings.provider
 
 

@@ -23,7 +23,7 @@ from distillkit.data.builtin import builtin_path, builtin_texts
 from distillkit.data.reading import file_digest, similar_files
 from distillkit.errors import DataError
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
+_SENTENCE_END = re.compile(r"[.!?][\"')\]]*(\s+)(?=[\"'(\[]?[A-Z0-9])")
 _SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 
 
@@ -71,7 +71,10 @@ def corpus_files(source: str, *, base: Path) -> list[Path]:
 
 def sentences(paragraph: str) -> list[str]:
     """The sentences of one paragraph, by the rule above."""
-    return [part for part in (piece.strip() for piece in _SENTENCE_END.split(paragraph)) if part]
+    gaps = [match.span(1) for match in _SENTENCE_END.finditer(paragraph)]
+    starts, ends = [0, *(end for _, end in gaps)], [*(start for start, _ in gaps), len(paragraph)]
+    pieces = (paragraph[start:end].strip() for start, end in zip(starts, ends, strict=True))
+    return [piece for piece in pieces if piece]
 
 
 def _documents(source: str, base: Path) -> Iterator[list[str]]:
@@ -126,7 +129,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     except UnicodeDecodeError as error:
         raise DataError(
             f"byte 0x{error.object[error.start]:02X} at column {error.start + 1} is not UTF-8",
-            where=f"{path}:{number + 1}",
+            where=f"{path}:{number}",
         ) from None
     except (gzip.BadGzipFile, EOFError) as error:
         raise DataError(f"the gzip data is damaged after line {number}: {error}", where=str(path)) from None

@@ -20,13 +20,7 @@ def open_session(path: Path, *, provider: Literal["cpu", "cuda"], threads: int) 
     import onnxruntime
 
     check_model(path)
-    wanted = PROVIDERS[provider]
-    if wanted not in onnxruntime.get_available_providers():
-        raise MissingError(
-            f"ONNX Runtime has no {wanted} here",
-            where="bench.provider",
-            hint=f"available: {', '.join(onnxruntime.get_available_providers())}",
-        )
+    wanted = require_provider(provider)
     if provider == "cuda":
         onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
@@ -48,3 +42,17 @@ def open_session(path: Path, *, provider: Literal["cpu", "cuda"], threads: int) 
             hint="check the GPU driver and onnxruntime-gpu's CUDA version, or set provider: cpu",
         )
     return session
+
+
+def require_provider(provider: Literal["cpu", "cuda"]) -> str:
+    """ONNX Runtime's name of it. Raises MissingError (5) where this installation does not have it."""
+    import onnxruntime
+
+    wanted, available = PROVIDERS[provider], onnxruntime.get_available_providers()
+    if wanted not in available:
+        raise MissingError(
+            f"ONNX Runtime has no {wanted} here",
+            where="bench.provider",
+            hint=f"available: {', '.join(available)}",
+        )
+    return wanted

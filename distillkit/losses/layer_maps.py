@@ -4,7 +4,7 @@ embeddings.
 
 from __future__ import annotations
 
-import itertools
+from itertools import pairwise
 
 from distillkit.errors import ConfigError
 from distillkit.settings import LayerMap
@@ -44,13 +44,13 @@ def layer_pairs(layer_map: LayerMap, *, student_layers: int, teacher_layers: int
                 where="layer_map",
                 hint=f"0 (embeddings) to {top} (last block)",
             )
-        if side == 0 and any(low >= high for low, high in itertools.pairwise(states)):
+        if side == 0 and any(low >= high for low, high in pairwise(states)):
             raise ConfigError(
                 f"student states {states} are not strictly increasing",
                 where="layer_map",
                 hint="each student state learns once",
             )
-        if side == 1 and any(low > high for low, high in itertools.pairwise(states)):
+        if side == 1 and any(low > high for low, high in pairwise(states)):
             raise ConfigError(
                 f"teacher states {states} are not increasing",
                 where="layer_map",

@@ -1,0 +1,269 @@
+"""The whole run on tiny data: every stage, what is skipped, what is rerun, objects in place of names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import WORDS
+from tinyrun import CONFIG, write_config, write_data
+
+from distillkit import Custom, Parts, Spec, files, pipeline, stages
+from distillkit.cli import main
+from distillkit.errors import ConfigError, DistillkitError, ModelError
+from distillkit.losses.base import Loss
+from distillkit.losses.gold import Gold
+from distillkit.rundir import RunDir
+from distillkit.settings import RuntimeSettings
+from distillkit.types import Batch
+
+FOLDERS = ("tokenizer", "pretrain", "teacher", "student", "export", "bench", "report")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, not to be changed."""
+    folder = tmp_path_factory.mktemp("done")
+    write_data(folder)
+    return pipeline.run(write_config(folder, output=str(folder / "runs")), progress="quiet").path
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_data(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def made(run: Path) -> dict[str, int]:
+    """When each stage's folder was made."""
+    return {
+        name: (run / name / "manifest.json").stat().st_mtime_ns for name in FOLDERS if (run / name).is_dir()
+    }
+
+
+def test_a_run_leaves_every_stage_whole_and_no_checkpoints(done: Path) -> None:
+    for name in FOLDERS:
+        assert files.flaw(done / name, hashes=True) == "", name
+    assert not [path for path in done.rglob("*") if path.name.startswith(".tmp-")]
+    assert not [path for path in (done / "checkpoints").rglob("*") if path.is_file()]
+    status = json.loads((done / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("done", 0)
+    assert not [path for path in done.rglob("*") if path.suffix in (".pkl", ".pt", ".bin", ".pth")]
+
+
+def test_the_artifact_is_complete_and_answers_like_the_student(done: Path) -> None:
+    present = {path.name for path in (done / "export").iterdir()}
+    assert {
+        "model.onnx",
+        "tokenizer.json",
+        "config.json",
+        "labels.json",
+        "parity.json",
+        "manifest.json",
+    } <= present
+    parity = json.loads((done / "export" / "parity.json").read_text())
+    assert set(parity["shapes"]) == {"real rows", "(1, 1)", "(1, 5)", "(7, 32)", "(1, 32)"}, (
+        "at most its positions"
+    )
+    assert parity["max_abs_difference"] <= 1e-4 and parity["same_predictions"] == 1.0
+    labels = json.loads((done / "export" / "labels.json").read_text())
+    assert labels["id2label"] == {"0": "bad", "1": "good"}
+
+
+def test_quality_is_measured_again_on_what_really_runs(done: Path) -> None:
+    rows = json.loads((done / "bench" / "measurements.json").read_text())["measurements"]
+    assert {(row["role"], row["backend"], row["status"]) for row in rows} == {
+        (role, backend, "ok") for role in ("teacher", "student") for backend in ("pytorch", "onnxruntime")
+    }
+    for row in rows:
+        scores = json.loads((done / row["role"] / "scores.json").read_text())["scores"]
+        assert row["metrics"]["accuracy"]["value"] == pytest.approx(scores["accuracy"]["value"], abs=0.02)
+        assert len(row["cells"]) == 2 and all(cell["p50_ms"] > 0 for cell in row["cells"])
+        assert row["provider"] in ("PyTorch cpu", "CPUExecutionProvider") and row["flops"] > 0
+
+
+def test_every_term_is_logged_raw_and_weighted(done: Path) -> None:
+    records = RunDir.reopen(done).metrics.records()
+    steps = [row for row in records if row["stage"] == "student" and "terms" in row]
+    assert steps and all(set(row["terms"]) == {"gold", "kd", "states"} for row in steps)
+    assert steps[0]["weighted"]["kd"] == pytest.approx(0.7 * steps[0]["terms"]["kd"])
+    pretrain = [row for row in records if row["stage"] == "pretrain" and "terms" in row]
+    assert pretrain and set(pretrain[0]["terms"]) == {"mlm", "nsp"}
+
+
+def test_the_report_is_one_offline_file_and_the_config_is_resolved(done: Path) -> None:
+    page = (done / "report.html").read_text()
+    assert (done / "report.html").stat().st_size < 3_000_000
+    assert "<link" not in page and "http://" not in page.replace("http://www.w3.org", "")
+    resolved = (done / "config.yaml").read_text()
+    assert "temperature: 2" in resolved and "# default" in resolved
+
+
+def test_a_finished_run_says_so_and_does_nothing(
+    done: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(here)
+    shutil.copytree(done, here / "runs" / "tiny")
+    before = made(here / "runs" / "tiny")
+    assert main(["run", str(config)]) == 0
+    told = capsys.readouterr()
+    assert "already complete" in told.out + told.err
+    assert made(here / "runs" / "tiny") == before
+    assert main(["run", "runs/tiny"]) == 0, "the run's folder goes on from its own saved config"
+    assert made(here / "runs" / "tiny") == before
+
+
+@pytest.mark.parametrize(
+    ("override", "first"),
+    [
+        ("report.samples=3", "report"),
+        ("bench.iterations=3", "bench"),
+        ("export.rows=32", "export"),
+        ("distill.losses.kd.temperature=4", "student"),
+        ("teacher.finetune.epochs=5", "teacher"),
+    ],
+)
+def test_a_changed_config_reruns_just_the_stages_it_touches(
+    done: Path, here: Path, override: str, first: str
+) -> None:
+    config = write_config(here)
+    shutil.copytree(done, here / "runs" / "tiny")
+    before = made(here / "runs" / "tiny")
+    pipeline.run(config, overrides=[override], progress="quiet")
+    after = made(here / "runs" / "tiny")
+    changed = FOLDERS.index(first)
+    assert all(after[name] == before[name] for name in FOLDERS[:changed])
+    assert all(after[name] > before[name] for name in FOLDERS[changed:])
+
+
+def test_single_stages_stop_where_they_are_asked_to(here: Path) -> None:
+    config = write_config(here)
+    for command, last in (("pretrain", 1), ("distill", 3), ("export", 4), ("bench", 5)):
+        assert main([command, str(config), "--quiet"]) == 0
+        assert set(made(here / "runs" / "tiny")) == set(FOLDERS[: last + 1])
+
+
+def test_two_runs_of_one_config_give_the_same_weights(here: Path) -> None:
+    config = write_config(here)
+    first = pipeline.run(config, until="student", progress="quiet").path
+    second = pipeline.run(config, overrides=["name=again"], until="student", progress="quiet").path
+    for stage in ("pretrain", "teacher", "student"):
+        name = f"{stage}/model.safetensors"
+        assert (first / name).read_bytes() == (second / name).read_bytes(), stage
+
+
+def test_phases_run_one_after_the_other_each_with_its_own_data(here: Path) -> None:
+    general = {
+        **CONFIG["distill"],
+        "corpus": "corpus.txt",
+        "losses": {"kd": {"use": "logits"}},
+        "keep": "last",
+    }
+    config = write_config(here, distill=[general, CONFIG["distill"]])
+    run = pipeline.run(config, progress="quiet")
+    stages_seen = {row["stage"] for row in run.metrics.records()}
+    assert {"student-1", "student-2"} <= stages_seen and (run.path / "report.html").is_file()
+
+
+def test_a_loss_on_labels_is_refused_where_a_corpus_has_none(here: Path) -> None:
+    config = write_config(here, distill={**CONFIG["distill"], "corpus": "corpus.txt"})
+    with pytest.raises(DistillkitError, match="label") as caught:
+        pipeline.run(config, progress="quiet")
+    assert caught.value.exit_code == 2
+
+
+def test_regression_and_pairs_go_all_the_way(here: Path) -> None:
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 200), ("validation", 60)):
+        lines = []
+        for index in range(count):
+            good = int(generator.integers(0, 5))
+            words = generator.choice(WORDS, size=3).tolist()
+            row = {"one": " ".join(words), "two": f"{'good ' * good} {split}{index}", "value": good / 2}
+            lines.append(json.dumps(row))
+        (here / f"{split}.jsonl").write_text("\n".join(lines))
+    task = {**CONFIG["task"], "kind": "regression", "text": ["one", "two"], "label": "value"}
+    teacher = {**CONFIG["teacher"], "finetune": {**CONFIG["teacher"]["finetune"], "epochs": 8}}
+    run = pipeline.run(write_config(here, task=task, teacher=teacher), progress="quiet")
+    scores = json.loads((run.path / "teacher" / "scores.json").read_text())["scores"]
+    assert scores["pearson"]["value"] > 0.5 and "spearman" in scores
+
+
+def test_a_teacher_no_better_than_the_majority_is_an_error_unless_allowed(here: Path) -> None:
+    rows = [json.loads(line) for line in (here / "train.jsonl").read_text().splitlines()]
+    for index, row in enumerate(rows):
+        row["text"] = f"{WORDS[index % 60]} {index}"
+    (here / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    config = write_config(here)
+    with pytest.raises(ModelError, match="no better than a constant answer"):
+        pipeline.run(config, progress="quiet")
+    status = json.loads((here / "runs" / "tiny" / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 4)
+    assert pipeline.run(config, overrides=["teacher.allow_weak=true"], until="student", progress="quiet")
+
+
+def keyword_teacher(batch: Batch) -> Mapping[str, torch.Tensor]:
+    """Reads the text itself: no token ids, no weights."""
+    good = torch.tensor([float("good" in texts[0].split()) for texts in batch.texts])
+    return {"logits": torch.stack([1 - good, good], dim=1) * 4}
+
+
+NO_STATES = Spec(
+    num_layers=0, hidden_dim=0, num_heads=0, ffn_dim=0, vocab_size=200, num_labels=2, max_length=24
+)
+
+
+def test_a_callable_that_reads_text_can_teach(here: Path) -> None:
+    losses: dict[str, Any] = {"kd": {"use": "logits"}}
+    config = write_config(here, distill={**CONFIG["distill"], "losses": losses, "epochs": 3})
+    parts = Parts(teacher=Custom(keyword_teacher, spec=NO_STATES, version="1"))
+    run = pipeline.run(config, parts=parts, progress="quiet")
+    scores = json.loads((run.path / "teacher" / "scores.json").read_text())["scores"]
+    assert scores["accuracy"]["value"] == 1.0
+    rows = json.loads((run.path / "bench" / "measurements.json").read_text())["measurements"]
+    reasons = {row["name"]: row["status"] for row in rows}
+    assert reasons["student-pytorch"] == reasons["student-onnxruntime"] == "ok"
+    assert "from Python" in reasons["teacher-pytorch"]
+    assert (run.path / "report.html").is_file()
+
+
+def test_a_loss_that_needs_more_than_the_teacher_gives_is_refused_before_anything_is_made(here: Path) -> None:
+    parts = Parts(teacher=Custom(keyword_teacher, spec=NO_STATES, version="1"))
+    with pytest.raises(ConfigError, match="SCORES"):
+        pipeline.run(write_config(here), parts=parts, progress="quiet")
+    assert made(here / "runs" / "tiny") == {}
+
+
+def test_losses_given_as_objects_take_the_place_of_the_configs(here: Path) -> None:
+    class Halved(Gold):
+        def forward(self, step: Any) -> torch.Tensor:
+            return super().forward(step) / 2
+
+    losses: dict[str, tuple[float, Loss]] = {"mine": (1.0, Halved())}
+    run = pipeline.run(write_config(here), parts=Parts(losses=losses), until="student", progress="quiet")
+    rows = [row for row in run.metrics.records() if row["stage"] == "student" and "terms" in row]
+    assert rows and all(set(row["terms"]) == {"mine"} for row in rows)
+
+
+def test_a_report_that_fails_loses_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(job: Any) -> Any:
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr(stages, "MAKE", {**stages.MAKE, "report": broken})
+    run = pipeline.run(write_config(here), progress="quiet")
+    assert set(made(run.path)) == set(FOLDERS[:-1])
+
+
+def test_runtime_settings_change_no_digest(here: Path) -> None:
+    config = write_config(here)
+    pipeline.run(config, until="teacher", progress="quiet")
+    before = made(here / "runs" / "tiny")
+    pipeline.run(config, overrides=["runtime.log_every=7"], until="teacher", progress="quiet")
+    assert made(here / "runs" / "tiny") == before and RuntimeSettings().log_every == 20
