@@ -20,6 +20,8 @@ from distillkit.types import Batch, Want
 
 _SHAPES = ((1, 1), (1, 5), (7, 128))
 _ROWS_PER_BATCH_TOKENS = 2048
+_TIE = 2e-4
+"""Logits closer than this are decided by rounding, whatever difference `tolerance` lets pass."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Parity:
     """What was compared and how far apart it was.
 
     same_predictions: share of compared rows with the same answer; a row whose two best logits lie closer
-    together than twice the tolerance counts as the same, because rounding decides it.
+    together than 2e-4 counts as the same, because rounding decides it.
     """
 
     tolerance: float
@@ -61,7 +63,7 @@ def compare(
                 where="export",
                 hint="export.tolerance is the gate; look at the exporter's warnings first",
             )
-        agree = _same_answer(expected, got, tolerance)
+        agree = _same_answer(expected, got)
         if not agree.all():
             raise ExportError(
                 f"shape {name}: {int((~agree).sum())} of {len(agree)} predictions differ from PyTorch",
@@ -115,10 +117,10 @@ def exact_batch(samples: Encoded, size: int, length: int) -> Batch:
     )
 
 
-def _same_answer(expected: NDArray[Any], got: NDArray[Any], tolerance: float) -> NDArray[np.bool_]:
+def _same_answer(expected: NDArray[Any], got: NDArray[Any]) -> NDArray[np.bool_]:
     if expected.shape[1] == 1:
         return np.ones(len(expected), dtype=bool)
     best = np.sort(expected, axis=1)
-    undecided = best[:, -1] - best[:, -2] < 2 * tolerance
+    undecided = best[:, -1] - best[:, -2] < _TIE
     same: NDArray[np.bool_] = (expected.argmax(axis=1) == got.argmax(axis=1)) | undecided
     return same
