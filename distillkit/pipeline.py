@@ -172,7 +172,7 @@ def _run_stages(job: Job, until: str) -> None:
 
 def _make(job: Job, name: str) -> None:
     start = time.monotonic()
-    save = stages.MAKE[name](job)
+    save = stages.MAKE[name](job.alone if name in _MAIN_ONLY else job)
     if not job.world.main:
         return
     with job.run.stage(name).write(job.digests[name], seconds=lambda: time.monotonic() - start) as folder:

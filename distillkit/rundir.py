@@ -171,9 +171,7 @@ class RunDir:
         """
         with (self.path / "lock").open("a+", encoding="utf-8") as file:
             _take(file, self.path)
-            files.sweep(self.path)
-            checkpoints = self.path / "checkpoints"
-            for folder in checkpoints.iterdir() if checkpoints.is_dir() else ():
+            for folder in (self.path, self.path / "cache", *(self.path / "checkpoints").glob("*")):
                 files.sweep(folder)
             yield
 

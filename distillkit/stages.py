@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,11 @@ class Job:
     @property
     def config(self) -> RunConfig:
         return self.loaded.config
+
+    @property
+    def alone(self) -> Job:
+        """The same job for rank 0 by itself: it waits for nobody; the others must not need what it does."""
+        return replace(self, world=World(rank=0, size=1))
 
     @property
     def trainable(self) -> TrainableTeacherSource | None:
@@ -184,7 +189,7 @@ def teacher(job: Job) -> Save:
     source = job.trainable
     if source is None:
         fixed = job.teacher()
-        return lambda folder: _save_scores(job, fixed, folder)
+        return lambda folder: _save_scores(job.alone, fixed, folder)
     pretrained = job.folder("pretrain") if source.pretrain is not None else None
     torch.manual_seed(job.config.seed)  # a fresh head
     model = source.classifier(job.tokenizer, job.task.labels, job.config.task.max_length, pretrained)
@@ -194,7 +199,7 @@ def teacher(job: Job) -> Save:
         program = Distillation(model, stack, {})
         feed = _task_feed(job, source.finetune.batch)
         _train_supervised(job, "teacher", source.finetune, program, feed, job.digests["teacher"])
-    return lambda folder: _save_model(job, model, folder)
+    return lambda folder: _save_model(job.alone, model, folder)
 
 
 def student(job: Job) -> Save:
@@ -214,10 +219,7 @@ def student(job: Job) -> Save:
         program = Distillation(model, stack, {TEACHER: fixed})
         _train_supervised(job, stage, phase, program, feed, f"{job.digests['student']}-{index}")
 
-    def save(folder: Path) -> None:
-        _save_model(job, model, folder)
-
-    return save
+    return lambda folder: _save_model(job.alone, model, folder)
 
 
 def export(job: Job) -> Save:

@@ -1,0 +1,60 @@
+"""Two processes (gloo) compute what one computes at the same global batch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tinyrun import CONFIG, write_config, write_data
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def run(config: Path, name: str, processes: int, *overrides: str) -> Path:
+    """`distillkit run` to the student with one process, or two under torchrun."""
+    code = "import sys; from distillkit.cli import main; sys.exit(main())"
+    start = [sys.executable, "-c", code] if processes == 1 else [*LAUNCH, "-m", "distillkit"]
+    done = subprocess.run(
+        [*start, "distill", "--quiet", str(config), f"name={name}", *overrides],
+        cwd=config.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return config.parent / "runs" / name
+
+
+def config(folder: Path, **student: Any) -> Path:
+    write_data(folder, rows=90)
+    finetune = {**CONFIG["teacher"]["finetune"], "batch": {"tokens": 400, "examples": 16, "micro": 2}}
+    teacher = {**CONFIG["teacher"], "finetune": finetune, "allow_weak": True}
+    teacher["pretrain"] = {**teacher["pretrain"], "micro": 2}
+    distill = {**CONFIG["distill"], "batch": {"tokens": 400, "examples": 16, "micro": 2}, "epochs": 2}
+    return write_config(folder, teacher=teacher, distill=distill, student={**CONFIG["student"], **student})
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_two_processes_equal_one(tmp_path: Path, dropout: float) -> None:
+    """Dropout is keyed by step and micro-batch, so it is the same wherever a micro-batch is computed."""
+    recipe = config(tmp_path, dropout=dropout)
+    one, two = run(recipe, "one", 1), run(recipe, "two", 2)
+    for stage in ("pretrain", "teacher", "student"):
+        mine, theirs = (load_file(str(folder / stage / "model.safetensors")) for folder in (one, two))
+        for name, tensor in mine.items():
+            assert torch.allclose(tensor, theirs[name], atol=2e-4), f"{stage} {name}"
+    lines = {}
+    for folder in (one, two):
+        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        lines[folder.name] = [row for row in records if "terms" in row]
+    assert len(lines["one"]) == len(lines["two"]) > 4
+    for mine, theirs in zip(lines["one"], lines["two"], strict=True):
+        assert (mine["stage"], mine["step"]) == (theirs["stage"], theirs["step"])
+        for name, value in mine["terms"].items():
+            assert theirs["terms"][name] == pytest.approx(value, rel=2e-3, abs=2e-4), (mine["stage"], name)
