@@ -180,7 +180,8 @@ def _make(job: Job, name: str) -> None:
     for checkpoints in job.run.checkpoints(name).parent.glob(f"{name}*"):
         files.remove(checkpoints)  # a finished stage needs them no longer
     if name == "report":
-        files.atomic_write(job.run.path / "report.html", (job.folder("report") / "report.html").read_bytes())
+        for source, target in (("report.html", job.run.path), ("README.md", job.folder("student"))):
+            files.atomic_write(target / source, (job.folder("report") / source).read_bytes())
 
 
 def _applies(job: Job, name: str) -> bool:

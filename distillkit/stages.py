@@ -1,5 +1,4 @@
-"""The stages of a run: each reads the folders of the stages before it and makes the content of one folder of
-its own.
+"""The stages of a run: each makes the content of one folder from the folders of the stages before it.
 
     tokenizer/  pretrain/  teacher/  student/  export/  bench/  report/
 
@@ -263,9 +262,7 @@ def bench(job: Job) -> Save:
 
 
 def report(job: Job) -> Save:
-    """report.html and facts.json; the model card stands in the report's folder and beside the artifact's
-    copy.
-    """
+    """report.html, facts.json and the model card."""
     facts = gather(job)
 
     def save(folder: Path) -> None:
