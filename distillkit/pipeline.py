@@ -27,10 +27,10 @@ from distillkit.losses.base import Loss, LossStack
 from distillkit.model import StudentSource, TeacherSource, TrainableTeacherSource
 from distillkit.progress import Progress
 from distillkit.rundir import RunDir, environment
-from distillkit.settings import Phase, RunConfig, Section
+from distillkit.settings import RunConfig, Section
 from distillkit.signals import Signals
+from distillkit.stacks import build_stacks, check_access
 from distillkit.stages import STAGES, Job
-from distillkit.types import Access
 from distillkit.world import World
 
 _MAIN_ONLY = ("export", "bench", "report")
@@ -99,8 +99,7 @@ def prepare(
     teacher = parts.teacher or catalog.build("teacher", config.teacher, base=base)
     student = parts.student or catalog.build("student", config.student, base=base)
     stacks = _stacks(config, parts)
-    for index, stack in enumerate(stacks):
-        check_losses(stack, teacher, task, config.phases[index])
+    check_access(config, stacks, teacher, task.labels)
     return Job(
         loaded=loaded,
         run=run_dir,
@@ -115,33 +114,6 @@ def prepare(
     )
 
 
-def check_losses(stack: LossStack, teacher: TeacherSource, task: Task, phase: Phase) -> None:
-    """The access ladder, before anything is loaded: a loss that needs more than its teacher gives is a
-    ConfigError.
-    """
-    for name, loss in stack.terms.items():
-        where = f"distill.losses.{name}"
-        if loss.needs_teacher and loss.needs.access > teacher.access:
-            raise ConfigError(
-                f"this loss needs {loss.needs.access.name} of the teacher, which gives no more than "
-                f"{teacher.access.name}",
-                where=where,
-                hint="take a loss further up the ladder: " + " < ".join(access.name for access in Access),
-            )
-        if task.labels.kind not in loss.kinds:
-            raise ConfigError(
-                f"this loss is not defined for {task.labels.kind}",
-                where=where,
-                hint=f"it is for {', '.join(loss.kinds)}",
-            )
-        if loss.needs_labels and phase.corpus is not None:
-            raise ConfigError(
-                "this loss needs labels, and a corpus has none",
-                where=where,
-                hint="use it in a phase on the task's rows",
-            )
-
-
 def run_path(loaded: recipe.Loaded) -> Path:
     """The run's folder: output, relative to where the command runs, and the run's name."""
     return Path(loaded.config.output) / loaded.config.name
@@ -152,6 +124,8 @@ def _run_stages(job: Job, until: str) -> None:
     wanted = [name for name in STAGES[: STAGES.index(until) + 1] if _applies(job, name)]
     todo = [name for name in wanted if not job.run.stage(name).done(job.digests[name])]
     job.world.wait()
+    if "student" in todo and "tokenizer" not in todo:
+        stages.check_sizes(job)
     if not todo:
         job.progress.say(f"{job.run.path}: already complete, nothing to do")
     for name in todo:
@@ -168,6 +142,8 @@ def _run_stages(job: Job, until: str) -> None:
             job.progress.say(f"warning: no report ({type(error).__name__}: {error}); every result is kept")
         if name not in _MAIN_ONLY:
             job.world.wait()
+        if name == "tokenizer" and "student" in todo:
+            stages.check_sizes(job)
 
 
 def _make(job: Job, name: str) -> None:
@@ -234,15 +210,7 @@ def _stacks(config: RunConfig, parts: Parts) -> tuple[LossStack, ...]:
                 hint="name them in the config, or use one phase",
             )
         return (LossStack(parts.losses),)
-    return tuple(
-        LossStack(
-            {
-                name: (loss.weight, catalog.build("loss", loss, base=Path()))
-                for name, loss in phase.losses.items()
-            }
-        )
-        for phase in config.phases
-    )
+    return build_stacks(config, Path())
 
 
 def _object_key(part: object) -> str:

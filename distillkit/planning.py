@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,17 +22,16 @@ from distillkit import catalog
 from distillkit.data.batching import Encoded, TaskFeed, encode
 from distillkit.data.corpora import documents
 from distillkit.data.tasks import Rows, Task, load_task
-from distillkit.errors import ConfigError
 from distillkit.estimates import ModelCost, model_cost, step_cost
 from distillkit.losses.base import TEACHER, LossStack
 from distillkit.losses.gold import Gold
 from distillkit.losses.hidden_cosine import HiddenCosine
 from distillkit.model import FixedTeacher, Student, Teacher, TeacherSource, TrainableTeacherSource
-from distillkit.pipeline import check_losses
 from distillkit.progress import duration
 from distillkit.recipe import Loaded
 from distillkit.report.text import clean, scaled, size
 from distillkit.settings import Phase, RunConfig
+from distillkit.stacks import bind, build_stacks, check_access
 from distillkit.train import Distillation
 
 SAMPLE_TEXTS, SAMPLE_ROWS = 5_000, 20_000
@@ -134,7 +132,7 @@ class _Draft:
     source: TeacherSource
     teacher: Teacher
     student: Student
-    stacks: list[LossStack]
+    stacks: tuple[LossStack, ...]
     encoded: Encoded
 
     @property
@@ -166,48 +164,13 @@ def plan(loaded: Loaded) -> Plan:
         )
 
 
-def build_stack(config: RunConfig, index: int, base: Path) -> LossStack:
-    """The losses of a phase; an error of one of them names its place in the recipe."""
-    losses = {}
-    for name, component in config.phases[index].losses.items():
-        with _placed(place(config, index, name)):
-            losses[name] = (component.weight, catalog.build("loss", component, base=base))
-    return LossStack(losses)
-
-
-def bind(config: RunConfig, stacks: list[LossStack], student: Student, teacher: Teacher) -> None:
-    """Tell every loss the sizes of both models; an error of one of them names its place in the recipe."""
-    for index, stack in enumerate(stacks):
-        for name, loss in stack.terms.items():
-            with _placed(place(config, index, name)):
-                loss.bind(student.spec, {TEACHER: teacher.spec})
-
-
-def place(config: RunConfig, index: int, loss: str) -> str:
-    """The path of a loss in the recipe."""
-    phase = f"distill.{index}" if isinstance(config.distill, list) else "distill"
-    return f"{phase}.losses.{loss}"
-
-
-@contextmanager
-def _placed(at: str) -> Iterator[None]:
-    """Puts the place of a component before the field that its ConfigError names."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(
-            error.problem, where=f"{at}.{error.where}" if error.where else at, hint=error.hint
-        ) from None
-
-
 def _draft(loaded: Loaded, cache: Path) -> _Draft:
     config, base = loaded.config, loaded.base
-    stacks = [build_stack(config, index, base) for index in range(len(config.phases))]
+    stacks = build_stacks(config, base)
     source = catalog.build("teacher", config.teacher, base=base)
     student_source = catalog.build("student", config.student, base=base)
     task = load_task(config.task, base=base, seed=config.seed)
-    for phase, stack in zip(config.phases, stacks, strict=True):
-        check_losses(stack, source, task, phase)
+    check_access(config, stacks, source, task.labels)
     tokenizer = source.tokenizer(itertools.islice(_texts(source, task, base), SAMPLE_TEXTS))
     if isinstance(source, TrainableTeacherSource):
         model = source.classifier(tokenizer, task.labels, config.task.max_length, None)
@@ -215,7 +178,8 @@ def _draft(loaded: Loaded, cache: Path) -> _Draft:
     else:
         teacher = source.teacher(base, task.labels)
     student = student_source.build(tokenizer, task.labels, config.task.max_length, teacher)
-    bind(config, stacks, student, teacher)
+    for index, stack in enumerate(stacks):
+        bind(config, index, stack, student=student.spec, teacher=teacher.spec)
     encoded = encode(_head(task.train), tokenizer, max_length=config.task.max_length, cache=cache)
     return _Draft(config, base, task, source, teacher, student, stacks, encoded)
 

@@ -52,6 +52,7 @@ from distillkit.report.page import write_report
 from distillkit.rundir import RunDir
 from distillkit.settings import BatchSettings, FinetuneSettings, Phase, RunConfig
 from distillkit.signals import Signals
+from distillkit.stacks import bind
 from distillkit.tracking import trackers
 from distillkit.train import Distillation, Hooks, Pretraining, Program, TrainSettings, make_accelerator, train
 from distillkit.types import Want
@@ -144,6 +145,20 @@ def tokenizer(job: Job) -> Save:
     return save
 
 
+def check_sizes(job: Job) -> None:
+    """Build teacher and student untrained and tell the losses their sizes, so that what does not fit is said
+    now and not after the teacher was trained. Raises ConfigError or ModelError.
+    """
+    source, labels = job.trainable, job.task.labels
+    if source is None:
+        fixed = job.teacher_source.teacher(job.folder("teacher"), labels)
+    else:
+        fixed = FixedTeacher(source.classifier(job.tokenizer, labels, job.config.task.max_length, None))
+    model = job.student_source.build(job.tokenizer, labels, job.config.task.max_length, fixed)
+    for index, stack in enumerate(job.stacks):
+        bind(job.config, index, stack, student=model.spec, teacher=fixed.spec)
+
+
 def pretrain(job: Job) -> Save:
     """The teacher's body, trained on a corpus with its full objective."""
     source = job.trainable
@@ -213,7 +228,7 @@ def student(job: Job) -> Save:
     phases = job.config.phases
     for index, (phase, stack) in enumerate(zip(phases, job.stacks, strict=True)):
         stage = "student" if len(phases) == 1 else f"student-{index + 1}"
-        stack.bind(model.spec, {TEACHER: fixed.spec})
+        bind(job.config, index, stack, student=model.spec, teacher=fixed.spec)
         feed = _task_feed(job, phase.batch) if phase.corpus is None else _corpus_feed(job, phase)
         program = Distillation(model, stack, {TEACHER: fixed})
         _train_supervised(job, stage, phase, program, feed, f"{job.digests['student']}-{index}")
@@ -425,8 +440,9 @@ def _gate(job: Job) -> None:
     job.progress.say(f"teacher: weak, and allowed to be: {verdict.sentence}")
 
 
-def _parameters(model: Teacher) -> int:
-    return sum(p.numel() for p in model.model.parameters()) if isinstance(model, FixedTeacher) else 0
+def _parameters(model: Teacher) -> int | None:
+    """None where the model is a callable that holds its weights itself."""
+    return sum(p.numel() for p in model.model.parameters()) if isinstance(model, FixedTeacher) else None
 
 
 def _variant(job: Job, role: Role, backend: Backend, folder: Path, samples: Encoded) -> Variant:

@@ -58,7 +58,7 @@ class ModelFacts:
 
     source: str
     sizes: dict[str, int]
-    parameters: int
+    parameters: int | None
     metrics: dict[str, Measured]
     per_class: tuple[ClassScore, ...] = ()
     confusion: tuple[tuple[int, ...], ...] = ()

@@ -36,11 +36,11 @@ class Judged:
     student: NDArray[Any]
     seed: int
 
-    def teacher_facts(self, source: str, spec: Spec, parameters: int) -> ModelFacts:
+    def teacher_facts(self, source: str, spec: Spec, parameters: int | None) -> ModelFacts:
         """The teacher's sizes and scores; `source` is its registered name."""
         return self._model(self.teacher, source, spec, parameters)
 
-    def student_facts(self, source: str, spec: Spec, parameters: int) -> ModelFacts:
+    def student_facts(self, source: str, spec: Spec, parameters: int | None) -> ModelFacts:
         """The student's sizes and scores; `source` is its registered name."""
         return self._model(self.student, source, spec, parameters)
 
@@ -63,7 +63,7 @@ class Judged:
         rows = evaluate.disagreements(self.labels, self.teacher, self.student, limit=limit)
         return tuple(self._example(int(row)) for row in rows)
 
-    def _model(self, logits: NDArray[Any], source: str, spec: Spec, parameters: int) -> ModelFacts:
+    def _model(self, logits: NDArray[Any], source: str, spec: Spec, parameters: int | None) -> ModelFacts:
         labels, gold = self.labels, self.gold
         classes = labels.kind == "classification"
         return ModelFacts(

@@ -100,8 +100,9 @@ def _tiles(facts: RunFacts) -> list[tuple[str, str]]:
     if share is not None:
         tiles.append((text.percent(share), f"of the teacher’s {text.metric(facts.task.metric)}"))
     pair = summary.reference_pair(facts)
-    teacher, student = text.count(facts.teacher.parameters), text.count(facts.student.parameters)
-    tiles.append((student, f"parameters, the teacher has {teacher}"))
+    taught = facts.teacher.parameters
+    compared = f", the teacher has {text.count(taught)}" if taught is not None else ""
+    tiles.append((text.count(facts.student.parameters), f"parameters{compared}"))
     if pair is not None:
         tiles.append((f"{pair.speedup:.1f}×", f"the speed at {pair.place}"))
     if "same" in facts.agreement:

@@ -87,10 +87,11 @@ def certainty(facts: RunFacts) -> str:
 
 def warnings(facts: RunFacts) -> tuple[str, ...]:
     """What makes the result bad or doubtful, the worst first."""
+    failed = [row for row in facts.bench if row.status != "ok"]
     found = [
         _weak("student", facts.student, facts),
         _weak("teacher", facts.teacher, facts),
-        *(f"{row.name} could not be measured: {row.status}" for row in facts.bench if row.status != "ok"),
+        *(f"{row.name} could not be measured: {row.status}." for row in failed),
         _artifact_differs(facts),
         _slower_artifact(facts),
         _optimistic(facts),
@@ -131,11 +132,14 @@ def _smaller(facts: RunFacts) -> str:
         if 1 / _SAME < ratio < _SAME:
             return "is as large"
         return f"is {ratio:.1f}× smaller" if ratio > 1 else f"is {1 / ratio:.1f}× larger"
-    return f"has {_parameters(facts)}"
+    fewer = _parameters(facts)
+    return f"has {fewer}" if fewer else ""
 
 
 def _parameters(facts: RunFacts) -> str:
-    """`2.5× fewer parameters`."""
+    """`2.5× fewer parameters`; empty where the teacher's are not known."""
+    if not facts.teacher.parameters or not facts.student.parameters:
+        return ""
     ratio = facts.teacher.parameters / facts.student.parameters
     if 1 / _SAME < ratio < _SAME:
         return "as many parameters"

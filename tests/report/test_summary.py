@@ -112,7 +112,7 @@ def test_an_artifact_that_scores_otherwise_than_the_model_is_said() -> None:
 
 def test_a_failed_measurement_is_said_and_not_used() -> None:
     facts = _with_student_row(status="out of memory", cells=())
-    assert "student-onnxruntime could not be measured: out of memory" in summary.warnings(facts)
+    assert "student-onnxruntime could not be measured: out of memory." in summary.warnings(facts)
     pair = summary.reference_pair(facts)
     assert pair is not None
     assert (pair.student.backend, pair.place) == ("pytorch", "batch 1, length 64 in PyTorch on CPU")

@@ -1,0 +1,83 @@
+"""From a recipe's phases to loss stacks, and whether they fit the task, the teacher and the student.
+
+An error of a loss names its place in the recipe: `distill.losses.kd`, `distill.1.losses.kd.layer_map`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from distillkit import catalog
+from distillkit.errors import ConfigError
+from distillkit.losses.base import TEACHER, LossStack
+from distillkit.model import TeacherSource
+from distillkit.settings import Labels, RunConfig
+from distillkit.types import Access, Spec
+
+
+def build_stacks(config: RunConfig, base: Path) -> tuple[LossStack, ...]:
+    """One stack per phase."""
+    stacks = []
+    for index, phase in enumerate(config.phases):
+        losses = {}
+        for name, component in phase.losses.items():
+            with _placed(_place(config, index, name)):
+                losses[name] = (component.weight, catalog.build("loss", component, base=base))
+        stacks.append(LossStack(losses))
+    return tuple(stacks)
+
+
+def check_access(
+    config: RunConfig, stacks: Sequence[LossStack], teacher: TeacherSource, labels: Labels
+) -> None:
+    """The ladder of access, before anything is loaded: a loss that needs more than its teacher, its task or
+    its phase's data gives is a ConfigError.
+    """
+    for index, stack in enumerate(stacks):
+        for name, loss in stack.terms.items():
+            where = _place(config, index, name)
+            if loss.needs_teacher and loss.needs.access > teacher.access:
+                raise ConfigError(
+                    f"this loss needs {loss.needs.access.name} of the teacher, which gives no more than "
+                    f"{teacher.access.name}",
+                    where=where,
+                    hint="take a loss further up the ladder: " + " < ".join(access.name for access in Access),
+                )
+            if labels.kind not in loss.kinds:
+                raise ConfigError(
+                    f"this loss is not defined for {labels.kind}",
+                    where=where,
+                    hint=f"it is for {', '.join(loss.kinds)}",
+                )
+            if loss.needs_labels and config.phases[index].corpus is not None:
+                raise ConfigError(
+                    "this loss needs labels, and a corpus has none",
+                    where=where,
+                    hint="use it in a phase on the task's rows",
+                )
+
+
+def bind(config: RunConfig, index: int, stack: LossStack, *, student: Spec, teacher: Spec) -> None:
+    """Tell every loss of a phase the sizes of both models. Raises ConfigError where they do not fit."""
+    for name, loss in stack.terms.items():
+        with _placed(_place(config, index, name)):
+            loss.bind(student, {TEACHER: teacher})
+
+
+def _place(config: RunConfig, index: int, loss: str) -> str:
+    """The path of a loss in the recipe."""
+    phase = f"distill.{index}" if isinstance(config.distill, list) else "distill"
+    return f"{phase}.losses.{loss}"
+
+
+@contextmanager
+def _placed(at: str) -> Iterator[None]:
+    """Puts the place of a component before the field that its ConfigError names."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(
+            error.problem, where=f"{at}.{error.where}" if error.where else at, hint=error.hint
+        ) from None
