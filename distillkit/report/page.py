@@ -37,6 +37,7 @@ def render(facts: RunFacts) -> str:
             headline=summary.headline(facts),
             certainty=summary.certainty(facts),
             warnings=summary.warnings(facts),
+            parity=summary.parity(facts),
             tiles=_tiles(facts),
             comparison=tables.comparison(facts),
             latencies=tables.latencies(_measured_rows(facts)),

@@ -109,6 +109,19 @@ def kept(facts: RunFacts) -> float | None:
     return student / teacher
 
 
+def parity(facts: RunFacts) -> str:
+    """What the gate of the export compared, in a sentence; empty where it says nothing."""
+    told = facts.parity
+    if "max_abs_difference" not in told:
+        return ""
+    shapes = [shape for shape in told.get("shapes", {}) if shape.startswith("(")]
+    also = f" and on inputs of batch × length {', '.join(shapes)}" if shapes else ""
+    return (
+        f"the logits differ by at most {told['max_abs_difference']:.1e} (allowed {told['tolerance']:.0e}) "
+        f"on {told['rows']} rows{also}; the same answers for {text.percent(float(told['same_predictions']))}."
+    )
+
+
 def _quality(facts: RunFacts) -> str:
     name = facts.task.metric
     teacher, student = facts.teacher.metrics[name].value, facts.student.metrics[name].value

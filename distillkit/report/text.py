@@ -106,8 +106,8 @@ def signed(value: float) -> str:
 
 
 def provider(name: str) -> str:
-    """`CPUExecutionProvider` as `CPU`."""
-    return name.removesuffix("ExecutionProvider").upper() if name else "–"
+    """`CPUExecutionProvider` and `PyTorch cpu` as `CPU`."""
+    return name.removeprefix("PyTorch ").removesuffix("ExecutionProvider").upper() if name else "–"
 
 
 def metric(name: str) -> str:
