@@ -1,8 +1,8 @@
 """The demo over three seeds: its student against the majority class, and against the same student alone.
 
 All students have one shape and see the same rows for the same number of steps, at the same learning rate.
-"alone" has no teacher: fresh weights and gold labels. "blocks only" learns from gold labels too, but starts from its
-teacher's blocks: what distillation itself adds is the difference to that one.
+"alone" has no teacher: fresh weights and gold labels. "blocks only" learns from gold labels too, but starts
+from its teacher's blocks: what distillation itself adds is the difference to that one.
 Only built-in data. Usage: python benchmarks/demo_study.py
 """
 
@@ -18,7 +18,7 @@ from common import RUNS, facts, scores, write_result
 from distillkit import catalog, demo, pipeline, recipe
 
 SEEDS = (1, 2, 3)
-HEADS = 2
+SHAPE = {"width": "hidden_dim", "heads": "num_heads", "ffn": "ffn_dim"}
 
 
 def one(seed: int) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def one(seed: int) -> dict[str, Any]:
 
     told = facts(go(until="report"))
     gold = f"distill.losses={json.dumps({'gold': {'use': 'gold'}})}"
-    shape = [f"student.{name}={value}" for name, value in (("width", told.student.width), ("heads", HEADS))]
+    shape = [f"student.{name}={told.student.sizes[size]}" for name, size in SHAPE.items()]
     blocks = scores(go(gold, until="student"), "student")["accuracy"]["value"]
     alone = scores(go(gold, "student.initialise=null", *shape, until="student"), "student")["accuracy"][
         "value"
