@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,7 +20,7 @@ from transformers import (
     T5Config,
 )
 
-from distillkit.encoder import Encoder, fresh, load_body, spec_of
+from distillkit.encoder import Encoder, fresh, load_body, spec_of, stored_weights
 from distillkit.errors import DistillkitError, ModelError
 from distillkit.model import FixedTeacher
 from distillkit.settings import FinetuneSettings, Initialise, Labels
@@ -289,3 +290,19 @@ def test_a_student_of_another_width_is_fresh_and_takes_the_vocabulary() -> None:
     made = student(encoder(), layers=1, width=8, heads=2)
     assert (made.spec.hidden_dim, made.spec.ffn_dim, made.spec.vocab_size) == (8, 32, len(tokenizer()))
     assert config().vocab_size == 120
+
+
+@pytest.mark.slow
+def test_two_thousand_mutated_weight_files_are_refused_in_words_or_read(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    whole, generator = path.read_bytes(), np.random.default_rng(0)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for _ in range(2000):
+        changed = bytearray(whole)
+        for place in generator.integers(0, header, size=int(generator.integers(1, 12))):
+            changed[int(place)] = int(generator.integers(256))
+        path.write_bytes(bytes(changed))
+        try:
+            stored_weights(folder)
+        except DistillkitError as error:
+            assert error.exit_code in (4, 6)

@@ -93,7 +93,7 @@ def _facts_file(run: Path) -> Path:
     raise ConfigError(
         "this run has no report yet" if run.is_dir() else "there is no such run",
         where=str(run),
-        hint=f"expected {Path('report') / FACTS_FILE} in it: distillkit report RUN writes it",
+        hint=f"expected {Path('report') / FACTS_FILE} in it: `distillkit run` of this folder goes on to it",
     )
 
 

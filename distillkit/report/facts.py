@@ -181,7 +181,7 @@ def load_facts(path: Path) -> RunFacts:
     raise IntegrityError(
         f"not the facts of a run: {problem}",
         where=path.name,
-        hint="write the report of that run again: distillkit report RUN",
+        hint="remove the run's folder report/ and run it again: it is made anew from the other stages",
     )
 
 
@@ -198,7 +198,7 @@ def load_bench(path: Path) -> tuple[BenchRow, ...]:
         raise IntegrityError(
             f"not the measurements of a run: {error}",
             where=path.name,
-            hint="measure again: distillkit bench RUN",
+            hint="remove the run's folder bench/ and run it again: it is measured anew",
         ) from error
 
 

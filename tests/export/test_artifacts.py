@@ -288,3 +288,18 @@ def test_b93_sizes_and_operator_sets_that_cannot_be_are_config_errors(
     write_data(tmp_path)
     assert main(["validate", str(write_config(tmp_path)), override]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_five_hundred_mutated_models_are_refused_in_words_or_pass(artifact: Path, tmp_path: Path) -> None:
+    whole, generator = (artifact / "model.onnx").read_bytes(), np.random.default_rng(0)
+    path = tmp_path / "model.onnx"
+    for _ in range(500):
+        changed = bytearray(whole)
+        for place in generator.integers(0, len(whole), size=int(generator.integers(1, 30))):
+            changed[int(place)] = int(generator.integers(256))
+        path.write_bytes(bytes(changed[: int(generator.integers(1, len(changed) + 1))]))
+        try:
+            check_model(path)
+        except DistillkitError as error:
+            assert error.exit_code in (10, 11)
