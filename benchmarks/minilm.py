@@ -8,12 +8,13 @@ Usage: python benchmarks/minilm.py [sst2] [trec]
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from common import DATA, facts, run, write_result
+from common import DATA, RUNS, facts, run, write_result
 
 SEED = 13
 LOSSES: dict[str, Any] = {
@@ -70,37 +71,47 @@ def config(task: str, student: str) -> dict[str, Any]:
     }
 
 
-def study(task: str) -> tuple[dict[str, Any], list[str]]:
-    content: dict[str, Any] = {}
-    rows = []
-    for student in STUDENTS:
-        told = facts(run(config(task, student)))
-        teacher, small = told.teacher.metrics["accuracy"], told.student.metrics["accuracy"]
-        cells = {
-            (row.role, row.backend): {(c.batch, c.length): c.p50_ms for c in row.cells} for row in told.bench
-        }
-        speed = {
-            backend: cells["teacher", backend][1, 64] / cells["student", backend][1, 64]
-            for backend in ("pytorch", "onnxruntime")
-        }
-        content[student] = {
-            "teacher_accuracy": vars(teacher),
-            "student_accuracy": vars(small),
-            "kept": small.value / teacher.value,
-            "difference": vars(told.difference["accuracy"]),
-            "speedup_batch1_length64": speed,
-            "parameters": [told.teacher.parameters, told.student.parameters],
-            "parity": told.parity["max_abs_difference"],
-            "seconds": told.timings,
-        }
-        rows.append(
-            f"| {task} | {student} | {teacher.value:.4f} [{teacher.low:.4f}, {teacher.high:.4f}] | "
-            f"{small.value:.4f} [{small.low:.4f}, {small.high:.4f}] | "
-            f"{100 * small.value / teacher.value:.1f} % | "
-            f"{speed['pytorch']:.1f}x | {speed['onnxruntime']:.1f}x | "
-            f"{told.student.parameters / told.teacher.parameters:.2f} |"
-        )
-    return content, rows
+def figures(folder: Path) -> dict[str, Any]:
+    """What the study keeps of one finished run."""
+    told = facts(folder)
+    teacher, small = told.teacher.metrics["accuracy"], told.student.metrics["accuracy"]
+    cells = {
+        (row.role, row.backend): {(c.batch, c.length): c.p50_ms for c in row.cells} for row in told.bench
+    }
+    speed = {
+        backend: cells["teacher", backend][1, 64] / cells["student", backend][1, 64]
+        for backend in ("pytorch", "onnxruntime")
+    }
+    return {
+        "teacher_accuracy": vars(teacher),
+        "student_accuracy": vars(small),
+        "kept": small.value / teacher.value,
+        "difference": vars(told.difference["accuracy"]),
+        "speedup_batch1_length64": speed,
+        "parameters": [told.teacher.parameters, told.student.parameters],
+        "parity": told.parity["max_abs_difference"],
+        "seconds": told.timings,
+    }
+
+
+def cell(task: str, student: str) -> dict[str, Any]:
+    """The figures of one student, measured once: an interrupted study goes on with the next."""
+    kept = RUNS / f"minilm-{task}-{student}.json"
+    if not kept.exists():
+        found = figures(run(config(task, student)))
+        kept.write_text(json.dumps(found))
+    content: dict[str, Any] = json.loads(kept.read_text())
+    return content
+
+
+def line(task: str, student: str, found: dict[str, Any]) -> str:
+    scores = [
+        f"{found[role]['value']:.4f} [{found[role]['low']:.4f}, {found[role]['high']:.4f}]"
+        for role in ("teacher_accuracy", "student_accuracy")
+    ]
+    speed, (large, small) = found["speedup_batch1_length64"], found["parameters"]
+    ratios = [f"{100 * found['kept']:.1f} %", f"{speed['pytorch']:.1f}x", f"{speed['onnxruntime']:.1f}x"]
+    return f"| {' | '.join([task, student, *scores, *ratios, f'{small / large:.2f}'])} |"
 
 
 def main() -> None:
@@ -112,8 +123,8 @@ def main() -> None:
     ]
     content: dict[str, Any] = {"seed": SEED, "losses": LOSSES, "epochs": EPOCHS}
     for task in tasks:
-        content[task], rows = study(task)
-        table += rows
+        content[task] = {student: cell(task, student) for student in STUDENTS}
+        table += [line(task, student, found) for student, found in content[task].items()]
     note = (
         "Accuracy on the test split with 95 % bootstrap intervals, one seed; speed is the ratio of "
         "median latencies at batch 1, "
