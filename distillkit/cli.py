@@ -93,54 +93,48 @@ def run(
     _run(config, overrides, sets, code, "report", quiet)
 
 
-@app.command(epilog=_examples("distillkit pretrain config.yaml", "distillkit pretrain runs/mine"))
-def pretrain(
-    config: Config = None,
-    overrides: Overrides = None,
-    sets: Sets = None,
-    code: Code = None,
-    quiet: Quiet = False,
-) -> None:
-    """Run up to the pretrained teacher."""
-    _run(config, overrides, sets, code, "pretrain", quiet)
+def _stage_command(name: str, until: str, summary: str, *examples: str) -> None:
+    """A command that runs the stages up to one of them."""
+
+    @app.command(name, help=summary, epilog=_examples(*examples))
+    def command(
+        config: Config = None,
+        overrides: Overrides = None,
+        sets: Sets = None,
+        code: Code = None,
+        quiet: Quiet = False,
+    ) -> None:
+        _run(config, overrides, sets, code, until, quiet)
 
 
-@app.command(
-    epilog=_examples("distillkit distill config.yaml", "distillkit distill config.yaml distill.epochs=1")
+_stage_command(
+    "pretrain",
+    "pretrain",
+    "Run up to the pretrained teacher.",
+    "distillkit pretrain config.yaml",
+    "distillkit pretrain runs/mine",
 )
-def distill(
-    config: Config = None,
-    overrides: Overrides = None,
-    sets: Sets = None,
-    code: Code = None,
-    quiet: Quiet = False,
-) -> None:
-    """Run up to the trained student."""
-    _run(config, overrides, sets, code, "student", quiet)
-
-
-@app.command(epilog=_examples("distillkit export config.yaml", "distillkit export runs/mine export.opset=20"))
-def export(
-    config: Config = None,
-    overrides: Overrides = None,
-    sets: Sets = None,
-    code: Code = None,
-    quiet: Quiet = False,
-) -> None:
-    """Run up to the exported and verified ONNX artifact."""
-    _run(config, overrides, sets, code, "export", quiet)
-
-
-@app.command(epilog=_examples("distillkit bench config.yaml", "distillkit bench runs/mine bench.threads=1"))
-def bench(
-    config: Config = None,
-    overrides: Overrides = None,
-    sets: Sets = None,
-    code: Code = None,
-    quiet: Quiet = False,
-) -> None:
-    """Run up to the measurements of teacher and student."""
-    _run(config, overrides, sets, code, "bench", quiet)
+_stage_command(
+    "distill",
+    "student",
+    "Run up to the trained student.",
+    "distillkit distill config.yaml",
+    "distillkit distill config.yaml distill.epochs=1",
+)
+_stage_command(
+    "export",
+    "export",
+    "Run up to the exported and verified ONNX artifact.",
+    "distillkit export config.yaml",
+    "distillkit export runs/mine export.opset=20",
+)
+_stage_command(
+    "bench",
+    "bench",
+    "Run up to the measurements of teacher and student.",
+    "distillkit bench config.yaml",
+    "distillkit bench runs/mine bench.threads=1",
+)
 
 
 @app.command(
