@@ -315,18 +315,22 @@ def _run(
 
     run_folder = pipeline.run(loaded, until=until, progress="quiet" if quiet else "auto").path
     if os.environ.get("RANK", "0") == "0":
-        print(_result(run_folder, until))
+        _show_result(run_folder, until)
 
 
-def _result(run_folder: Path, until: str) -> str:
-    """What a command that ran stages says at its end: the result in a sentence, and where it lies."""
+def _show_result(run_folder: Path, until: str) -> None:
+    """What a command that ran stages says at its end: teacher against student, and where everything lies."""
     from distillkit.report.facts import FACTS_FILE, load_facts
     from distillkit.report.summary import headline
+    from distillkit.report.tables import for_terminal
 
-    facts = run_folder / "report" / FACTS_FILE
-    if until != "report" or not facts.is_file():
-        return f"{until}: {run_folder / until}"
-    return f"{headline(load_facts(facts))}\nreport: {run_folder / 'report.html'}"
+    path = run_folder / "report" / FACTS_FILE
+    if until != "report" or not path.is_file():
+        print(f"{until}: {run_folder / until}")
+        return
+    facts = load_facts(path)
+    _console().print(for_terminal(facts))
+    print(f"{headline(facts)}\nreport: {run_folder / 'report.html'}")
 
 
 def _path(config: Path | None) -> Path:

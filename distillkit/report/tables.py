@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rich.table import Table
+from rich.text import Text
+
 from distillkit.metrics import Measured
 from distillkit.report import text
 from distillkit.report.facts import BenchRow, Cell, ModelFacts, RunFacts
@@ -68,6 +71,18 @@ def comparison(facts: RunFacts) -> tuple[Group, ...]:
     if pair is not None:
         groups.append(Group(f"Cost at {pair.place}", _cost_rows(pair)))
     return tuple(groups)
+
+
+def for_terminal(facts: RunFacts) -> Table:
+    """The comparison as a table of a terminal."""
+    shown = Table(highlight=False)
+    for column in ("", "teacher", "student", "change"):
+        shown.add_column(column)
+    for group in comparison(facts):
+        shown.add_row(Text(group.title, style="bold"), "", "", "")
+        for row in group.rows:
+            shown.add_row(*(Text(cell) for cell in (f"  {row.name}", row.teacher, row.student, row.change)))
+    return shown
 
 
 def measured(value: Measured, *, sign: bool = False) -> str:
