@@ -35,15 +35,14 @@ def holder(folder: Path) -> subprocess.Popen[str]:
 
 
 def test_a_run_in_use_names_its_holder_and_a_killed_ones_lock_is_free(tmp_path: Path) -> None:
-    child = holder(tmp_path / "run")
-    with (
-        pytest.raises(LockedError, match=f"pid {child.pid} on .* since ") as caught,
-        RunDir.open(tmp_path / "run").lock(),
-    ):
-        pass
-    assert caught.value.exit_code == 9
-    child.kill()
-    child.wait()
+    with holder(tmp_path / "run") as child:
+        with (
+            pytest.raises(LockedError, match=f"pid {child.pid} on .* since ") as caught,
+            RunDir.open(tmp_path / "run").lock(),
+        ):
+            pass
+        assert caught.value.exit_code == 9
+        child.kill()
     with RunDir.open(tmp_path / "run").lock():
         assert f"pid {os.getpid()}" in (tmp_path / "run" / "lock").read_text()
 
