@@ -257,7 +257,7 @@ def test_parquet_files_are_read(tmp_path: Path, name: str) -> None:
     data = io.BytesIO()
     pq.write_table(pa.table({"text": ["NA", "b", "c"], "label": [0, 1, 0]}), data)
     content = data.getvalue()
-    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    (tmp_path / name).write_bytes(gzip.compress(content, mtime=0) if name.endswith(".gz") else content)
     task = load(tmp_path, train=name, validation=name)
     assert task.train.texts == (("NA",), ("b",), ("c",)) and task.labels.names == ("0", "1")
 
