@@ -56,8 +56,8 @@ from distillkit.train import Distillation, Hooks, Pretraining, Program, TrainSet
 from distillkit.types import Want
 
 SEED = 7
-EXAMPLES = 1024
-PRETRAIN_SEQUENCES = 320
+EXAMPLES = 3072
+PRETRAIN_SEQUENCES = 960
 OPTIMIZER = OptimizerSettings(lr=5e-5, warmup=0.06)
 ROUNDS = 3
 
