@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
 from distillkit import files
 from distillkit.errors import ConfigError, DataError, IntegrityError
+from distillkit.parallel import gather, like
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,10 @@ class Key:
 
 
 def save(
-    root: Path, state: State, key: Key, program: nn.Module, optimizer: torch.optim.Optimizer, *, keep: int
+    root: Path, state: State, key: Key, program: nn.Module, slots: Mapping[str, torch.Tensor], *, keep: int
 ) -> None:
-    """Write the checkpoint of `state.step`, then prune: the newest `keep` and the best stay.
+    """Write the checkpoint of `state.step`, then prune: the newest `keep` and the best stay. `slots` is the
+    optimizer's state (see optimizer_slots).
 
     Raises ResourceError (7) where it cannot be written; older checkpoints are then untouched.
     """
@@ -70,7 +72,7 @@ def save(
     folder = files.aside(target)
     try:
         save_model(program, str(folder / "model.safetensors"))
-        save_file(_optimizer_tensors(program, optimizer), str(folder / "optimizer.safetensors"))
+        save_file(dict(slots), str(folder / "optimizer.safetensors"))
         (folder / "state.json").write_text(json.dumps({"state": asdict(state), "key": asdict(key)}))
         files.seal(folder, {"step": state.step})
         files.publish(folder, target)
@@ -81,10 +83,9 @@ def save(
     _prune(root, state, keep)
 
 
-def resume(
-    root: Path, key: Key, program: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[State, list[str]]:
-    """Load the newest valid checkpoint: (state, remarks); a fresh State where none was ever written.
+def resume(root: Path, key: Key, program: nn.Module) -> tuple[State, dict[str, torch.Tensor], list[str]]:
+    """Load the newest valid checkpoint's weights: (state, the optimizer's slots, remarks); a fresh State
+    where none was ever written.
 
     Raises IntegrityError (8) where checkpoints exist and none is valid, ConfigError (2) or DataError (3)
     where they belong to other settings or data.
@@ -100,16 +101,16 @@ def resume(
         stored = json.loads((folder / "state.json").read_text())
         remarks += _compare(stored["key"], key, folder)
         load_weights(root, step, program)
-        _load_optimizer(program, optimizer, load_file(str(folder / "optimizer.safetensors")))
+        slots = load_file(str(folder / "optimizer.safetensors"))
         best = stored["state"].pop("best")
-        return State(**stored["state"], best=Best(**best) if best else None), remarks
+        return State(**stored["state"], best=Best(**best) if best else None), slots, remarks
     if found:
         raise IntegrityError(
             f"none of {len(found)} checkpoints is valid: {'; '.join(remarks)}",
             where=str(root),
             hint="restore the folder, or remove it to start this stage again",
         )
-    return State(), remarks
+    return State(), {}, remarks
 
 
 def load_weights(root: Path, step: int, program: nn.Module) -> None:
@@ -118,7 +119,19 @@ def load_weights(root: Path, step: int, program: nn.Module) -> None:
     problem = files.flaw(folder, hashes=False)
     if problem:
         raise IntegrityError(problem, where=str(folder))
-    load_model(program, str(folder / "model.safetensors"), strict=True)
+    stored = load_file(str(folder / "model.safetensors"))
+    places = program.state_dict(keep_vars=True)
+    unknown = sorted(stored.keys() - places.keys())
+    filled = {places[name] for name in stored.keys() & places.keys()}  # tied tensors are stored once
+    missing = sorted(name for name, place in places.items() if place not in filled)
+    if unknown or missing:
+        raise IntegrityError(
+            f"holds another program's tensors: unknown {unknown[:3]}, missing {missing[:3]}",
+            where=str(folder),
+        )
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            places[name].copy_(like(tensor, places[name]))
 
 
 def steps(root: Path) -> list[int]:
@@ -159,21 +172,31 @@ def _compare(stored: Mapping[str, Any], key: Key, folder: Path) -> list[str]:
     return [f"no longer bitwise equal to an undisturbed run: {', '.join(changed)}"] if changed else []
 
 
-def _optimizer_tensors(program: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def optimizer_slots(
+    program: nn.Module, optimizer: torch.optim.Optimizer, *, keep: bool = True
+) -> dict[str, torch.Tensor]:
+    """The optimizer's state by parameter name and slot, whole and on the CPU. Where it is sharded, every rank
+    asks, and those that do not `keep` it get nothing.
+    """
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in program.named_parameters()}
-    return {
-        f"{names[parameter]}.{slot}": value.detach().cpu().contiguous()
-        for parameter, slots in optimizer.state.items()
-        for slot, value in slots.items()
-    }
+    found = {}
+    for parameter, slots in optimizer.state.items():
+        for slot, value in slots.items():
+            whole = gather(value)
+            if keep:
+                found[f"{names[parameter]}.{slot}"] = whole.cpu().contiguous()
+    return found
 
 
-def _load_optimizer(
-    program: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
+def load_slots(
+    program: nn.Module, optimizer: torch.optim.Optimizer, slots: Mapping[str, torch.Tensor]
 ) -> None:
+    """Give the optimizer of `program` the state that a checkpoint held."""
     parameters = dict(program.named_parameters())
-    for name, tensor in tensors.items():
+    for name, tensor in slots.items():
         owner, slot = name.rsplit(".", 1)
         parameter = parameters[owner]
-        device = parameter.device if slot != "step" or parameter.is_cuda else torch.device("cpu")
-        optimizer.state[parameter][slot] = tensor.to(device)
+        if slot == "step":
+            optimizer.state[parameter][slot] = tensor.to(parameter.device)
+        else:
+            optimizer.state[parameter][slot] = like(tensor, parameter)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from distillkit.parallel import gather
 from distillkit.settings import OptimizerSettings
 
 
@@ -52,4 +53,4 @@ def clip_gradient(module: nn.Module, largest: float) -> Tensor:
     """Scale all gradients so that their global norm is at most `largest`; returns the norm before, on the
     device.
     """
-    return torch.nn.utils.clip_grad_norm_(module.parameters(), largest)
+    return gather(torch.nn.utils.clip_grad_norm_(module.parameters(), largest))

@@ -138,7 +138,8 @@ class RunDir:
         LockedError (9) for a folder that holds something else; nothing is ever deleted."""
         path = Path(os.path.abspath(path))
         _refuse_dangerous(path, data_paths)
-        if path.exists() and not (path / MARKER).is_file() and (not path.is_dir() or any(path.iterdir())):
+        filled = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        if filled and not (path / MARKER).is_file():  # in this order: another rank may be making it just now
             raise LockedError(
                 "this is not a run's folder and it is not empty",
                 where=str(path),

@@ -248,6 +248,11 @@ class RuntimeSettings(Section):
         default="auto", description="auto: bf16 where the hardware has it"
     )
     compile: bool = Field(default=False, description="torch.compile the training step")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        default="ddp",
+        description="several processes hold a copy each (ddp), or a part each of parameters, gradients and "
+        "optimizer state (fsdp)",
+    )
     threads: Count | None = Field(default=None, description="CPU threads; default: torch's choice")
     log_every: Count = Field(default=20, description="steps between lines of metrics.jsonl")
     keep_checkpoints: Count = Field(default=2, description="newest checkpoints kept per stage")

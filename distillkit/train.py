@@ -8,7 +8,6 @@ ranks, draws what it would have drawn. accelerate moves, casts and wraps the pro
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import time
@@ -32,6 +31,7 @@ from distillkit.losses.base import LossStack, gradient_shares
 from distillkit.model import Student, Teacher
 from distillkit.objectives.base import Objective
 from distillkit.optim import build_optimizer, clip_gradient, lr_at, set_lr
+from distillkit.parallel import parallel
 from distillkit.progress import Progress
 from distillkit.rundir import MetricsLog
 from distillkit.settings import OptimizerSettings, RuntimeSettings
@@ -213,7 +213,7 @@ class _Loop:
         self.device = self.accelerator.device
         program.to(self.device)
         program.place(self.device)
-        self.optimizer = build_optimizer(program, settings.optimizer)
+        self.parallel = parallel(settings.runtime, self.accelerator)
         self.key = checkpoint.Key(
             config=settings.config_digest,
             data=feed.digest,
@@ -224,7 +224,7 @@ class _Loop:
         self.total = _total_steps(feed, settings)
 
     def run(self) -> TrainResult:
-        self.state, remarks = checkpoint.resume(self.root, self.key, self.program, self.optimizer)
+        self.state, slots, remarks = checkpoint.resume(self.root, self.key, self.program)
         start = self.state.step
         for remark in remarks:
             self.hooks.progress.say(f"{self.settings.stage}: {remark}")
@@ -233,8 +233,9 @@ class _Loop:
         if start:
             self.hooks.progress.say(f"{self.settings.stage}: going on after step {start} of {self.total}")
         if start < self.total:
-            self._prepare()
+            self._prepare(slots)
             self._steps()
+            self.parallel.unwrap()
         if self.settings.keep == "best" and self.state.best is not None:
             checkpoint.load_weights(self.root, self.state.best.step, self.program)
         self.hooks.progress.close()
@@ -242,12 +243,14 @@ class _Loop:
             self.total, self.state.seconds, self.state.tokens, self.state.best, start, tuple(remarks)
         )
 
-    def _prepare(self) -> None:
+    def _prepare(self, slots: Mapping[str, Tensor]) -> None:
         self.program.train()
         first = self.feed.step(self.state.epoch, self.state.index)[0].to(self.device)
         torch.manual_seed(_key(self.settings, self.state.step, 0))
         self.program.check(first)
-        self.wrapped: nn.Module = self.accelerator.prepare_model(self.program)
+        self.wrapped = self.parallel.wrap(self.program)
+        self.optimizer = build_optimizer(self.program, self.settings.optimizer)
+        checkpoint.load_slots(self.program, self.optimizer, slots)
         if self.settings.runtime.compile:
             self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
         self.scaler = self.accelerator.scaler
@@ -296,9 +299,9 @@ class _Loop:
         for position, index in enumerate(mine or [0]):
             torch.manual_seed(_key(self.settings, self.state.step, index))
             last = position + 1 == max(1, len(mine))
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+            with self.parallel.exchanging(last):
                 total, shares = self._forward(micros[index].to(self.device), totals)
-                factor = 0.0 if absent else float(self.world)  # DDP averages over ranks; shares add up
+                factor = 0.0 if absent else float(self.world)  # ranks' gradients are averaged; shares add up
                 self.accelerator.backward(total * factor if factor != 1.0 else total)
             for name, share in shares.items():
                 share = share * 0.0 if absent else share
@@ -331,7 +334,8 @@ class _Loop:
         else:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.program.after_step(self.state.step + 1)
+        with self.parallel.whole():
+            self.program.after_step(self.state.step + 1)
         return norm
 
     def _diverged(self, sums: Mapping[str, Tensor], micros: list[Batch], norm: float) -> None:
@@ -381,11 +385,12 @@ class _Loop:
 
     def _gradient_shares(self, batch: Batch) -> dict[str, float]:
         """On a graph of its own, with dropout drawn anew: the training step is not touched."""
-        terms = self.program.terms(batch)
-        weighted = {name: self.program.weights[name] * value for name, value in terms.items()}
-        return gradient_shares(
-            weighted, [parameter for parameter in self.program.parameters() if parameter.requires_grad]
-        )
+        with self.parallel.whole():
+            terms = self.program.terms(batch)
+            weighted = {name: self.program.weights[name] * value for name, value in terms.items()}
+            return gradient_shares(
+                weighted, [parameter for parameter in self.program.parameters() if parameter.requires_grad]
+            )
 
     def _over_ranks(self, terms: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if self.world == 1:
@@ -397,7 +402,8 @@ class _Loop:
     def _evaluate(self) -> bool:
         if self.hooks.evaluate is None:
             return False
-        metrics = dict(self.hooks.evaluate())
+        with self.parallel.whole():
+            metrics = dict(self.hooks.evaluate())
         self.program.train()
         value = metrics[self.settings.metric]
         if self.state.best is None or value > self.state.best.value:
@@ -414,10 +420,12 @@ class _Loop:
         return True
 
     def _save(self) -> None:
-        if self.rank == 0:
-            self.hooks.log.flush()
-            keep = self.settings.runtime.keep_checkpoints
-            checkpoint.save(self.root, self.state, self.key, self.program, self.optimizer, keep=keep)
+        slots = checkpoint.optimizer_slots(self.program, self.optimizer, keep=self.rank == 0)
+        with self.parallel.whole():
+            if self.rank == 0:
+                self.hooks.log.flush()
+                keep = self.settings.runtime.keep_checkpoints
+                checkpoint.save(self.root, self.state, self.key, self.program, slots, keep=keep)
         self.accelerator.wait_for_everyone()
 
     def _stop_if_asked(self, *, saved: bool) -> None:

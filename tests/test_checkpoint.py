@@ -38,7 +38,12 @@ def save(
 ) -> tuple[Distillation, torch.optim.Optimizer]:
     made, optimizer = trained(step)
     checkpoint.save(
-        root, State(step=step, epoch=1, index=2, best=best, tokens=7), KEY, made, optimizer, keep=keep
+        root,
+        State(step=step, epoch=1, index=2, best=best, tokens=7),
+        KEY,
+        made,
+        checkpoint.optimizer_slots(made, optimizer),
+        keep=keep,
     )
     return made, optimizer
 
@@ -46,7 +51,8 @@ def save(
 def resume(root: Path, key: Key = KEY) -> tuple[State, list[str], Distillation, torch.optim.Optimizer]:
     made = program()
     optimizer = build_optimizer(made, OptimizerSettings())
-    state, remarks = checkpoint.resume(root, key, made, optimizer)
+    state, slots, remarks = checkpoint.resume(root, key, made)
+    checkpoint.load_slots(made, optimizer, slots)
     return state, remarks, made, optimizer
 
 

@@ -40,11 +40,11 @@ def config(folder: Path, **student: Any) -> Path:
     return write_config(folder, teacher=teacher, distill=distill, student={**CONFIG["student"], **student})
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_two_processes_equal_one(tmp_path: Path, dropout: float) -> None:
+@pytest.mark.parametrize(("dropout", "parallel"), [(0.0, "ddp"), (0.1, "ddp"), (0.1, "fsdp")])
+def test_two_processes_equal_one(tmp_path: Path, dropout: float, parallel: str) -> None:
     """Dropout is keyed by step and micro-batch, so it is the same wherever a micro-batch is computed."""
     recipe = config(tmp_path, dropout=dropout)
-    one, two = run(recipe, "one", 1), run(recipe, "two", 2)
+    one, two = run(recipe, "one", 1), run(recipe, "two", 2, f"runtime.parallel={parallel}")
     for stage in ("pretrain", "teacher", "student"):
         mine, theirs = (load_file(str(folder / stage / "model.safetensors")) for folder in (one, two))
         for name, tensor in mine.items():
@@ -58,3 +58,26 @@ def test_two_processes_equal_one(tmp_path: Path, dropout: float) -> None:
         assert (mine["stage"], mine["step"]) == (theirs["stage"], theirs["step"])
         for name, value in mine["terms"].items():
             assert theirs["terms"][name] == pytest.approx(value, rel=2e-3, abs=2e-4), (mine["stage"], name)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_stop_together_and_go_on_bit_for_bit(tmp_path: Path, parallel: str) -> None:
+    """The signal reaches one rank only. Under fsdp each rank keeps its part of the parameters and no more."""
+    done = subprocess.run(
+        [*LAUNCH, str(Path(__file__).with_name("ranks.py")), str(tmp_path), parallel],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    assert len({ranks[rank][name] for rank in range(2) for name in ("whole", "again")}) == 1
+    for found in ranks:
+        assert found["stopped"] and found["resumed_from"] == 3 < found["steps"]
+    total = ranks[0]["parameters"]["total"]
+    assert all(found["parameters"]["inside"] == total for found in ranks)
+    mine = [found["parameters"]["mine"] for found in ranks]
+    if parallel == "ddp":
+        assert mine == [total, total]
+    else:
+        assert sum(mine) == total and max(mine) < 0.75 * total
