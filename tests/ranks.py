@@ -1,5 +1,5 @@
-"""What each of several ranks does for test_distributed: a training stopped by a signal and gone on with, beside
-an undisturbed one. Run by torchrun as `ranks.py FOLDER ddp|fsdp`; every rank writes FOLDER/rank-N.json.
+"""What each of several ranks does for test_distributed: a training stopped by a signal and gone on with,
+beside an undisturbed one. Run by torchrun as `ranks.py FOLDER ddp|fsdp`; each rank writes FOLDER/rank-N.json.
 """
 
 from __future__ import annotations
