@@ -102,12 +102,16 @@ class Encoder(Student):
         model, _ = _load(AutoModelForSequenceClassification, folder, config)
         missing, unexpected = _compare(bare, folder)
         if missing or unexpected:
+            inside = bare.base_model_prefix + "."
+            of_body = any(name.startswith(inside) for name in (*missing, *unexpected))
             raise ModelError(
                 f"{len(missing)} weights missing ({', '.join(missing[:10]) or 'none'}), "
                 f"{len(unexpected)} unexpected "
                 f"({', '.join(unexpected[:10]) or 'none'})",
                 where=str(folder),
-                hint="a head that was never trained is not guessed: set `finetune`",
+                hint="it was cut, or its config.json is another model's: save the model again"
+                if of_body
+                else "a head that was never trained is not guessed: set `finetune`",
             )
         return cls(model)
 

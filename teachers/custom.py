@@ -110,7 +110,8 @@ class CustomTeacher(Teacher):
                 raise _broken(f"the key {name!r}", f"keys {sorted(answer)}")
             _check_tensor(name, answer[name], shape, batch)
         again = self._function(batch)
-        if any(not torch.equal(answer[name], again[name]) for name in expected):
+        # kernels of a GPU may round differently from call to call; dropout changes far more
+        if not all(torch.allclose(answer[name], again[name], rtol=1e-2, atol=1e-2) for name in expected):
             raise _broken(
                 "the same answer to the same batch",
                 "two different answers",

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distillkit.data.tokenizers import load_tokenizer
 from distillkit.encoder import Encoder, load_body, load_config, spec_of, stored_weights
-from distillkit.errors import ModelError
+from distillkit.errors import ConfigError, ModelError
 from distillkit.model import Student, TrainableTeacherSource
 from distillkit.settings import FinetuneSettings, Folder, Labels
 
@@ -47,7 +47,7 @@ class Pretrained(TrainableTeacherSource):
     ) -> Student:
         limit = spec_of(load_config(self.path)).max_length
         if max_length > limit:
-            raise ModelError(
+            raise ConfigError(
                 f"max_length {max_length} is more than the model's {limit} positions",
                 where="task.max_length",
                 hint=f"at most {limit}",

@@ -1,0 +1,245 @@
+"""specs/reliability.md, rows B56-B70: a teacher, a student or a loss that does not fit is refused by the real
+command, with which code and words, before a student is touched. (B54 and B55 are about scores over tokens.)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import LABELS, encoder, tokenizer
+from tinyrun import CONFIG, write_config, write_data
+from transformers import T5Config, T5ForConditionalGeneration
+
+from distillkit.cli import main
+from distillkit.settings import Labels
+
+CODE = """
+import torch
+from distillkit import Custom, Spec
+SIZES = dict(hidden_dim=16, num_heads=2, ffn_dim=32, vocab_size=200, num_labels=2, max_length=24)
+NOISE = torch.nn.Dropout(0.5)
+
+def answer(batch):
+    rows, length = batch.mask.shape
+    good = {{"logits": torch.ones(rows, 2), "hidden.0": torch.ones(rows, length, 16)}}
+    good["hidden.1"] = good["hidden.0"] * 2
+    return {change}
+
+class {name}(Custom):
+    \"\"\"A teacher that breaks the contract.\"\"\"
+    def __init__(self):
+        super().__init__(answer, spec=Spec(num_layers=1, **SIZES), version="1")
+"""
+
+
+def config_of(folder: Path, **values: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def weights_of(folder: Path, **values: torch.Tensor | None) -> None:
+    path = folder / "model.safetensors"
+    tensors = {name: tensor for name, tensor in (load_file(str(path)) | values).items() if tensor is not None}
+    save_file(tensors, str(path), metadata={"format": "pt"})
+
+
+def few_rows(folder: Path) -> None:
+    config_of(folder, vocab_size=50)
+    weights_of(folder, **{"bert.embeddings.word_embeddings.weight": torch.zeros(50, 16)})
+
+
+def three_labels(folder: Path) -> None:
+    labels = Labels(kind="classification", names=("a", "b", "c"))
+    encoder(labels=labels).save(folder, labels)
+
+
+def other_labels(folder: Path) -> None:
+    encoder().save(folder, Labels(kind="classification", names=("no", "yes")))
+
+
+def seq2seq(folder: Path) -> None:
+    config = T5Config(vocab_size=120, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+
+
+def no_number(folder: Path) -> None:
+    weights_of(folder, **{"classifier.bias": torch.tensor([float("nan"), 0.0])})
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: weights_of(folder, **{name: None})
+
+
+def losses(**terms: Any) -> dict[str, Any]:
+    return {"distill": {**CONFIG["distill"], "losses": terms}}
+
+
+def student(**settings: Any) -> dict[str, Any]:
+    return {"student": {"use": "transformer", "dropout": 0.0, **settings}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is done to a good teacher's folder, what is changed in the recipe, and what must be said."""
+
+    row: str
+    code: int
+    words: tuple[str, ...]
+    spoil: Callable[[Path], object] | None = None
+    changes: dict[str, Any] = field(default_factory=dict)
+    answer: str = ""
+
+    def __str__(self) -> str:
+        return self.row
+
+
+STATES: dict[str, Any] = {"use": "hidden_cosine"}
+BODY = "bert.encoder.layer.1.output.dense.weight"
+CASES = [
+    Case("B56 more tokens than rows", 4, ("50 rows",), few_rows),
+    Case(
+        "B57 out of range",
+        2,
+        ("losses.states.layer_map", "9", "0 (embeddings) to 2"),
+        changes=losses(states={**STATES, "layer_map": [[1, 9]]}),
+    ),
+    Case(
+        "B57 not increasing",
+        2,
+        ("losses.states.layer_map", "strictly increasing"),
+        changes=losses(states={**STATES, "layer_map": [[1, 2], [1, 1]]}),
+    ),
+    Case(
+        "B57 block of the student's start out of range",
+        2,
+        ("student.initialise", "7", "1 to 2"),
+        changes=student(layers=1, initialise={"from": "teacher", "layers": [7]}),
+    ),
+    Case(
+        "B58 widths differ",
+        2,
+        ("losses.states.projection", "linear", "16", "8"),
+        changes=student(layers=1, width=8, heads=2) | losses(states={**STATES, "projection": "none"}),
+    ),
+    Case("B59 heads", 2, ("student", "heads", "10"), changes=student(layers=1, width=10, heads=4)),
+    Case("B61 number of labels", 4, ("3 labels", "the task 2"), three_labels),
+    Case("B61 names of labels", 4, ("'no', 'yes'", "'bad', 'good'"), other_labels),
+    Case("B62 NaN in a folder", 6, ("classifier.bias",), no_number),
+    Case(
+        "B62 NaN from a callable",
+        6,
+        ("hidden.1", "example ids"),
+        answer='good | {"hidden.1": good["hidden.1"] * float("nan")}',
+    ),
+    Case(
+        "B63 dropout left on",
+        4,
+        ("the same answer", "eval mode"),
+        answer='good | {"logits": NOISE(good["logits"])}',
+    ),
+    Case("B64 encoder-decoder", 4, ("encoder-decoder",), seq2seq),
+    Case("B65 no mapping", 4, ("a mapping", "Tensor"), answer='good["logits"]'),
+    Case(
+        "B65 key",
+        4,
+        ("the key 'hidden.1'", "hidden.0"),
+        answer='{k: good[k] for k in ("logits", "hidden.0")}',
+    ),
+    Case("B65 shape", 4, ("hidden.1", "16]", "8]"), answer='good | {"hidden.1": good["hidden.1"][:, :, :8]}'),
+    Case("B65 dtype", 4, ("floating point", "int64"), answer='good | {"logits": good["logits"].long()}'),
+    Case("B65 numpy", 4, ("a torch tensor", "ndarray"), answer='good | {"logits": good["logits"].numpy()}'),
+    Case("B65 no batch", 4, ("logits", "[]"), answer='good | {"logits": torch.tensor(1.0)}'),
+    Case(
+        "B65 gradient", 4, ("without gradient",), answer='good | {"logits": good["logits"].requires_grad_()}'
+    ),
+    Case(
+        "B66 positions", 2, ("max_length", "40", "32"), changes={"task": {**CONFIG["task"], "max_length": 40}}
+    ),
+    Case("B67 missing", 4, (BODY, "1 weights missing", "save the model again"), without(BODY)),
+    Case(
+        "B67 unexpected",
+        4,
+        ("bert.extra",),
+        lambda folder: weights_of(folder, **{"bert.extra": torch.zeros(2)}),
+    ),
+    Case(
+        "B67 no head", 4, ("never trained", "finetune"), lambda folder: without("classifier.weight")(folder)
+    ),
+    Case(
+        "B68 pickle",
+        11,
+        ("pytorch_model.bin", "safetensors"),
+        lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+    ),
+    Case(
+        "B70 gold without labels",
+        2,
+        ("gold", "corpus"),
+        changes={
+            "distill": [
+                {**CONFIG["distill"], "corpus": "corpus.txt", "losses": {"gold": {"use": "gold"}}},
+                CONFIG["distill"],
+            ]
+        },
+    ),
+]
+NUMBER = {case.row: index for index, case in enumerate(CASES)}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Data and a good teacher's folder, to run in."""
+    write_data(tmp_path)
+    encoder().save(tmp_path / "teacher", LABELS)
+    tokenizer().save_pretrained(tmp_path / "teacher")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def recipe(folder: Path, case: Case) -> list[str]:
+    teacher: dict[str, Any] = {"use": "pretrained", "path": "teacher", "allow_weak": True}
+    extra = []
+    if case.answer:
+        name = f"Broken{NUMBER[case.row]}"  # registered for the length of this process
+        (folder / "mine.py").write_text(CODE.format(change=case.answer, name=name))
+        teacher, extra = {"use": name.lower(), "allow_weak": True}, ["--code", "mine.py"]
+    changes = {**student(layers=1), "teacher": teacher, **case.changes}
+    return [str(write_config(folder, **changes)), *extra]
+
+
+def told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    code = main(arguments)
+    output = capsys.readouterr()
+    return code, " ".join((output.out + output.err).split())
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_does_not_fit_is_refused_before_the_student_is_touched(
+    case: Case, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = recipe(here, case)
+    if case.spoil:
+        case.spoil(here / "teacher")
+    code, text = told(["distill", "--quiet", *arguments], capsys)
+    assert code == case.code, text
+    assert [word for word in case.words if word not in text] == [], text
+    assert "Traceback" not in text
+    runs = here / "runs" / "tiny"
+    assert not (runs / "student").exists() and not (runs / "checkpoints" / "student").exists()
+
+
+def test_b60_a_student_larger_than_its_teacher_is_a_remark_and_the_good_recipe_runs(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = Case("B60", 0, (), changes=student(layers=3, width=32, heads=2))
+    code, text = told(["plan", *recipe(here, large)], capsys)
+    assert code == 0 and "larger than its teacher" in text, text
+    code, text = told(["distill", "--quiet", *recipe(here, Case("good", 0, ()))], capsys)
+    assert code == 0 and (here / "runs" / "tiny" / "student").is_dir(), text
