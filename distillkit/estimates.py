@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 from distillkit.data.batching import Feed
+from distillkit.flops import flops_per_example
 from distillkit.model import Student
 from distillkit.train import Program
 from distillkit.types import Batch
@@ -41,7 +41,12 @@ class StepCost:
 def model_cost(model: Student, max_length: int) -> ModelCost:
     """Count parameters, and FLOPs by torch's counter on one real forward."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return ModelCost(model.spec.num_layers, model.spec.hidden_dim, parameters, _flops(model, max_length))
+    ids = torch.zeros(1, min(max_length, model.spec.max_length), dtype=torch.int64)
+    every = torch.ones_like(ids)
+    inputs = {"input_ids": ids, "attention_mask": every}
+    row = Batch(inputs=inputs, labels=None, mask=every.bool(), ids=torch.zeros(1, dtype=torch.int64))
+    flops = round(flops_per_example(model, row))
+    return ModelCost(model.spec.num_layers, model.spec.hidden_dim, parameters, flops)
 
 
 def step_cost(program: Program, feed: Feed) -> StepCost:
@@ -73,11 +78,3 @@ def _forward_backward(program: Program, batch: Batch) -> int:
         total, _ = program(batch, program.counts(batch))
     total.backward()
     return sum(kept.values())
-
-
-def _flops(model: Student, max_length: int) -> int:
-    exported: nn.Module = model.exportable()
-    ids = torch.zeros(1, min(max_length, model.spec.max_length), dtype=torch.int64)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        exported(input_ids=ids, attention_mask=torch.ones_like(ids))
-    return int(counter.get_total_flops())

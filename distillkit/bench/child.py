@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distillkit.bench.flops import flops_per_example
 from distillkit.data.batching import Encoded, collate, sequential_batches
 from distillkit.encoder import Encoder
 from distillkit.errors import DistillkitError, MissingError
@@ -25,6 +24,7 @@ from distillkit.export.bundle import MODEL
 from distillkit.export.parity import exact_batch
 from distillkit.export.parity import run as run_session
 from distillkit.export.session import open_session
+from distillkit.flops import flops_per_example
 from distillkit.types import Batch, Want
 
 Forward = Callable[[Batch], NDArray[np.float32]]

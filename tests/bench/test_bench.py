@@ -16,10 +16,10 @@ from tiny import LABELS, encoded, encoder
 from distillkit import evaluate
 from distillkit.bench import measure
 from distillkit.bench.child import predict, time_cell
-from distillkit.bench.flops import flops_per_example
 from distillkit.bench.measure import Variant, bench, run_child
 from distillkit.errors import MissingError
 from distillkit.export.parity import exact_batch
+from distillkit.flops import flops_per_example
 from distillkit.settings import BenchSettings
 from distillkit.types import Batch, Want
 
