@@ -174,6 +174,8 @@ def pretrain(job: Job) -> Save:
     feed = ObjectiveFeed(objective, corpus, settings, seed=job.config.seed)
     said = feed.metrics(0)
     job.progress.say("pretrain: " + ", ".join(f"{name} {value:,.4g}" for name, value in said.items()))
+    for remark in feed.remarks(0):
+        job.progress.say(f"pretrain: {remark}")
     _train(
         job,
         Pretraining(model, objective),

@@ -66,6 +66,10 @@ class Objective(ABC):
         """Figures worth logging of an epoch's data (label balance, padding, mask rate)."""
         return {}
 
+    def remarks(self, examples: Examples) -> Sequence[str]:
+        """What this data cannot teach, in sentences."""
+        return ()
+
 
 class Examples(Protocol):
     """The training sequences of one epoch; what else it holds is its objective's own."""

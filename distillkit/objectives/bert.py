@@ -36,6 +36,8 @@ IGNORED = -100
 IS_NEXT, IS_RANDOM = 0, 1
 _CHUNK = 2000
 _SPECIAL = 3  # [CLS], [SEP], [SEP]
+_LOPSIDED = 0.95
+"""Share of random second segments from which next sentence prediction is called idle."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,17 @@ class BertObjective(Objective):
             "random_next": float(examples.is_random.mean()),
             "mean_length": float(examples.lengths.mean()),
         }
+
+    def remarks(self, examples: Examples) -> Sequence[str]:
+        assert isinstance(examples, Pairs)
+        share = float(examples.is_random.mean())
+        if share < _LOPSIDED:
+            return ()
+        return (
+            f"{share:.0%} of the second segments are random: the documents of this corpus are single sentences or "
+            "longer than max_length, so that next sentence prediction has little to tell apart (put the "
+            "sentences of a document on lines of their own, documents apart by a blank line)",
+        )
 
 
 def build_pairs(corpus: Corpus, generator: random.Random, short_sequences: float) -> Pairs:

@@ -45,6 +45,11 @@ class ObjectiveFeed(Feed):
         self._go_to(epoch)
         return dict(self.objective.metrics(self._examples))
 
+    def remarks(self, epoch: int) -> tuple[str, ...]:
+        """What an epoch's data cannot teach, in sentences."""
+        self._go_to(epoch)
+        return tuple(self.objective.remarks(self._examples))
+
     def _go_to(self, epoch: int) -> None:
         if epoch != self._epoch:
             self._examples = self.objective.examples(self.folder, epoch=epoch, seed=self.seed)

@@ -251,6 +251,17 @@ def test_the_feed_gives_every_pair_once_an_epoch_with_little_padding(prepared: P
     assert 0 < feed.metrics(0)["random_next"] < 1
 
 
+def test_documents_of_one_sentence_teach_nothing_of_the_next_and_it_is_said(
+    prepared: Path, tmp_path: Path
+) -> None:
+    objective, settings = BertObjective(), PretrainSettings(corpus="c", max_length=LENGTH, batch=8)
+    assert ObjectiveFeed(objective, prepared, settings, seed=3).remarks(0) == ()
+    single = ([sentence] for document in documents() for sentence in document)
+    objective.prepare(single, tokenizer(), tmp_path / "single", max_length=LENGTH)
+    (remark,) = ObjectiveFeed(objective, tmp_path / "single", settings, seed=3).remarks(0)
+    assert remark.startswith("100% of the second segments are random")
+
+
 def test_a_corpus_without_tokens_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no tokens"):
         BertObjective().prepare(iter([[""]]), tokenizer(), tmp_path / "c", max_length=LENGTH)
