@@ -177,9 +177,9 @@ class BertObjective(Objective):
         if share < _LOPSIDED:
             return ()
         return (
-            f"{share:.0%} of the second segments are random: the documents of this corpus are single sentences or "
-            "longer than max_length, so that next sentence prediction has little to tell apart (put the "
-            "sentences of a document on lines of their own, documents apart by a blank line)",
+            f"{share:.0%} of the second segments are random: the documents of this corpus are single "
+            "sentences or longer than max_length, so that next sentence prediction has little to tell apart "
+            "(put the sentences of a document on lines of their own, documents apart by a blank line)",
         )
 
 
