@@ -4,7 +4,6 @@ command, with which code and words, before a student is touched. (B54 and B55 ar
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from tiny import LABELS, encoder, tokenizer
+from tiny import LABELS, change_config, change_weights, encoder, tokenizer
 from tinyrun import CONFIG, write_config, write_data
 from transformers import T5Config, T5ForConditionalGeneration
 
@@ -39,20 +37,9 @@ class {name}(Custom):
 """
 
 
-def config_of(folder: Path, **values: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def weights_of(folder: Path, **values: torch.Tensor | None) -> None:
-    path = folder / "model.safetensors"
-    tensors = {name: tensor for name, tensor in (load_file(str(path)) | values).items() if tensor is not None}
-    save_file(tensors, str(path), metadata={"format": "pt"})
-
-
 def few_rows(folder: Path) -> None:
-    config_of(folder, vocab_size=50)
-    weights_of(folder, **{"bert.embeddings.word_embeddings.weight": torch.zeros(50, 16)})
+    change_config(folder, vocab_size=50)
+    change_weights(folder, **{"bert.embeddings.word_embeddings.weight": torch.zeros(50, 16)})
 
 
 def three_labels(folder: Path) -> None:
@@ -70,11 +57,11 @@ def seq2seq(folder: Path) -> None:
 
 
 def no_number(folder: Path) -> None:
-    weights_of(folder, **{"classifier.bias": torch.tensor([float("nan"), 0.0])})
+    change_weights(folder, **{"classifier.bias": torch.tensor([float("nan"), 0.0])})
 
 
 def without(name: str) -> Callable[[Path], None]:
-    return lambda folder: weights_of(folder, **{name: None})
+    return lambda folder: change_weights(folder, **{name: None})
 
 
 def losses(**terms: Any) -> dict[str, Any]:
@@ -167,7 +154,7 @@ CASES = [
         "B67 unexpected",
         4,
         ("bert.extra",),
-        lambda folder: weights_of(folder, **{"bert.extra": torch.zeros(2)}),
+        lambda folder: change_weights(folder, **{"bert.extra": torch.zeros(2)}),
     ),
     Case(
         "B67 no head", 4, ("never trained", "finetune"), lambda folder: without("classifier.weight")(folder)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from tiny import LABELS, batch, config, encoder, tokenizer
+from tiny import LABELS, batch, change_config, change_weights, config, encoder, tokenizer
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -126,17 +124,6 @@ def folder(tmp_path: Path) -> Path:
     encoder().save(path, LABELS)
     tokenizer().save_pretrained(path)
     return path
-
-
-def change_config(folder: Path, **values: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def change_weights(folder: Path, **values: torch.Tensor | None) -> None:
-    path = folder / "model.safetensors"
-    tensors = {name: tensor for name, tensor in (load_file(str(path)) | values).items() if tensor is not None}
-    save_file(tensors, str(path), metadata={"format": "pt"})
 
 
 def pretrained(folder: Path, labels: Labels = LABELS, *, finetune: bool = False) -> Encoder:

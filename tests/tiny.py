@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, PreTrainedTokenizerBase
 
 from distillkit.data.batching import Encoded, TaskFeed, collate, encode
@@ -110,3 +112,16 @@ def random_step(
         hidden=tuple(random(examples, tokens, teacher_width) for _ in range(layers + 1)),
     )
     return Step(batch=made, student=student, teachers={"teacher": teacher})
+
+
+def change_config(folder: Path, **values: object) -> None:
+    """Other values in the config.json of a saved model."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def change_weights(folder: Path, **values: torch.Tensor | None) -> None:
+    """Other weights in a saved model; None takes one away."""
+    path = folder / "model.safetensors"
+    tensors = {name: tensor for name, tensor in (load_file(str(path)) | values).items() if tensor is not None}
+    save_file(tensors, str(path), metadata={"format": "pt"})
