@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from distillkit import evaluate
 from distillkit.bench.measure import Backend, Role, Variant
 from distillkit.bench.measure import bench as measure_all
+from distillkit.bench.timing import Opened
 from distillkit.data.batching import Encoded, Feed, TaskFeed, encode
 from distillkit.data.corpora import documents
 from distillkit.data.tasks import Rows, Task
@@ -55,7 +56,7 @@ from distillkit.signals import Signals
 from distillkit.stacks import bind
 from distillkit.tracking import trackers
 from distillkit.train import Distillation, Hooks, Pretraining, Program, TrainSettings, make_accelerator, train
-from distillkit.types import Want
+from distillkit.types import Batch, Want
 from distillkit.world import World
 
 Save = Callable[[Path], None]
@@ -453,7 +454,9 @@ def _variant(job: Job, role: Role, backend: Backend, folder: Path, samples: Enco
     if role == "student":
         return Variant(name, role, backend, job.folder("student" if backend == "pytorch" else "export"))
     if job.trainable is None:
-        return Variant(name, role, backend, None, "a teacher from Python has no file for another process")
+        if backend == "pytorch":
+            return Variant(name, role, backend, None, live=lambda: _own_teacher(job))
+        return Variant(name, role, backend, None, "a teacher from Python is not exported")
     where = job.folder("teacher")
     if backend == "onnxruntime":
         where = folder / "teacher-onnx"
@@ -461,6 +464,26 @@ def _variant(job: Job, role: Role, backend: Backend, folder: Path, samples: Enco
         model = job.trainable.load(job.folder("teacher")).eval()
         export_student(model, job.tokenizer, job.task.labels, samples, where, job.config.export)
     return Variant(name, role, backend, where)
+
+
+def _own_teacher(job: Job) -> Opened:
+    """A teacher from Python, timed in this process on token ids and their texts."""
+    teacher, device = job.teacher(), job.device
+    want = Want()
+
+    def forward(batch: Batch) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = (
+            teacher.outputs(batch.to(device), want=want).logits.float().cpu().numpy()
+        )
+        return logits
+
+    def with_texts(batch: Batch) -> Batch:
+        texts = job.tokenizer.batch_decode(batch.inputs["input_ids"], skip_special_tokens=True)
+        return replace(batch, texts=tuple((text,) for text in texts))
+
+    opened = Opened(forward, "this process", None, teacher.spec.max_length)
+    opened.prepare = with_texts
+    return opened
 
 
 def _losses_in_words(config: RunConfig) -> dict[str, str]:

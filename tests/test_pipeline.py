@@ -228,10 +228,32 @@ def test_a_callable_that_reads_text_can_teach(here: Path) -> None:
     scores = json.loads((run.path / "teacher" / "scores.json").read_text())["scores"]
     assert scores["accuracy"]["value"] == 1.0
     rows = json.loads((run.path / "bench" / "measurements.json").read_text())["measurements"]
-    reasons = {row["name"]: row["status"] for row in rows}
-    assert reasons["student-pytorch"] == reasons["student-onnxruntime"] == "ok"
-    assert "from Python" in reasons["teacher-pytorch"]
+    named = {row["name"]: row for row in rows}
+    assert {name for name, row in named.items() if row["status"] == "ok"} == {
+        "student-pytorch",
+        "student-onnxruntime",
+        "teacher-pytorch",
+    }
+    assert "from Python" in named["teacher-onnxruntime"]["status"]
+    taught = named["teacher-pytorch"]
+    assert taught["metrics"]["accuracy"]["value"] == 1.0 and taught["provider"] == "this process"
+    assert [cell["batch"] for cell in taught["cells"]] == [1, 2] and taught["cells"][0]["p50_ms"] > 0
     assert (run.path / "report.html").is_file()
+
+
+def test_a_callable_that_breaks_on_what_is_timed_is_a_row_with_its_reason(here: Path) -> None:
+    def moody(batch: Batch) -> Mapping[str, torch.Tensor]:
+        if batch.labels is None:
+            raise LookupError("no labels today")
+        return keyword_teacher(batch)
+
+    config = write_config(here, distill={**CONFIG["distill"], "losses": {"kd": {"use": "logits"}}})
+    parts = Parts(teacher=Custom(moody, spec=NO_STATES, version="1"))
+    run = pipeline.run(config, parts=parts, progress="quiet")
+    rows = json.loads((run.path / "bench" / "measurements.json").read_text())["measurements"]
+    status = {row["name"]: row["status"] for row in rows}
+    assert status["teacher-pytorch"] == "failed: LookupError: no labels today"
+    assert status["student-pytorch"] == "ok"
 
 
 def test_a_loss_that_needs_more_than_the_teacher_gives_is_refused_before_anything_is_made(here: Path) -> None:

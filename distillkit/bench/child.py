@@ -17,27 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distillkit.data.batching import Encoded, collate, sequential_batches
+from distillkit.bench.timing import Opened, measure_opened
+from distillkit.data.batching import Encoded
 from distillkit.encoder import Encoder
 from distillkit.errors import DistillkitError, MissingError
 from distillkit.export.bundle import MODEL
-from distillkit.export.parity import exact_batch
 from distillkit.export.parity import run as run_session
 from distillkit.export.session import open_session
 from distillkit.flops import flops_per_example
 from distillkit.types import Batch, Want
-
-Forward = Callable[[Batch], NDArray[np.float32]]
-_EVALUATION_TOKENS = 2048
-
-
-class Opened:
-    """A loaded model: its forward from a CPU batch to logits on the CPU, and what is known of it."""
-
-    def __init__(self, forward: Forward, provider: str, size: int, max_length: int) -> None:
-        self.forward, self.provider, self.size, self.max_length = forward, provider, size, max_length
-        self.parameters: int | None = None
-        self.flops: Callable[[Batch], float] | None = None
 
 
 def main(arguments: list[str]) -> int:
@@ -58,62 +46,11 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     opened = OPEN[request["backend"]](Path(request["folder"]), request["provider"], request["threads"])
     loaded = time.perf_counter() - start
+    opened.peak = lambda: _peak_memory(request["provider"])
     samples = _samples(Path(request["samples"]))
-    settings = request["settings"]
-    lengths = [length for length in settings["length"] if length <= opened.max_length]
-    cells = [
-        time_cell(opened.forward, exact_batch(samples, batch, length), settings)
-        for batch in settings["batch"]
-        for length in lengths
-    ]
-    peak = _peak_memory(request["provider"])
-    middle = exact_batch(samples, 1, sorted(lengths)[len(lengths) // 2]) if lengths else None
-    np.save(Path(request["samples"]) / "logits.npy", predict(opened.forward, samples), allow_pickle=False)
-    return {
-        "provider": opened.provider,
-        "size_bytes": opened.size,
-        "parameters": opened.parameters,
-        "flops": opened.flops(middle) if opened.flops is not None and middle is not None else None,
-        "peak_memory_bytes": peak,
-        "load_seconds": loaded,
-        "cells": cells,
-    }
-
-
-def time_cell(forward: Forward, batch: Batch, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Warm-up, then at least `iterations` runs and `seconds` seconds; percentiles over single runs."""
-    for _ in range(settings["warmup"]):
-        forward(batch)
-    times: list[float] = []
-    start = time.perf_counter()
-    while len(times) < settings["iterations"] or time.perf_counter() - start < settings["seconds"]:
-        before = time.perf_counter()
-        forward(batch)
-        times.append(time.perf_counter() - before)
-    p50, p95, p99 = (float(value) for value in np.percentile(np.asarray(times) * 1000, [50, 95, 99]))
-    size, length = batch.mask.shape
-    return {
-        "batch": size,
-        "length": length,
-        "p50_ms": p50,
-        "p95_ms": p95,
-        "p99_ms": p99,
-        "examples_per_s": size * len(times) / sum(times),
-        "iterations": len(times),
-        "spread": (p95 - p50) / p50,
-    }
-
-
-def predict(forward: Forward, samples: Encoded) -> NDArray[np.float32]:
-    """Logits `[n, V]` of every row, in row order."""
-    answers: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = [
-        (rows, forward(collate(samples, rows)))
-        for rows in sequential_batches(samples.lengths, tokens=_EVALUATION_TOKENS)
-    ]
-    logits = np.empty((len(samples), answers[0][1].shape[1]), dtype=np.float32)
-    for rows, answer in answers:
-        logits[rows] = answer
-    return logits
+    told, logits = measure_opened(opened, samples, request["settings"])
+    np.save(Path(request["samples"]) / "logits.npy", logits, allow_pickle=False)
+    return {**told, "load_seconds": loaded}
 
 
 def _open_pytorch(folder: Path, provider: str, threads: int) -> Opened:

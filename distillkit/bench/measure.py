@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from distillkit import evaluate
+from distillkit.bench.timing import Opened, measure_opened
 from distillkit.data.batching import Encoded
 from distillkit.errors import MissingError
 from distillkit.export.session import require_provider
@@ -39,7 +40,8 @@ _TOLD = ("provider", "size_bytes", "parameters", "flops", "peak_memory_bytes", "
 @dataclass(frozen=True)
 class Variant:
     """A model in a runtime: `folder` holds what `Student.save` wrote (pytorch) or the artifact
-    (onnxruntime); without one, `absent` says why there is nothing to measure.
+    (onnxruntime). One that lives in this process alone is opened by `live`; where there is neither, `absent`
+    says why there is nothing to measure.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Variant:
     backend: Backend
     folder: Path | None
     absent: str = ""
+    live: Callable[[], Opened] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,9 @@ def bench(
         _save_samples(samples, Path(scratch))
         for variant in variants:
             bare = Measurement(variant.name, variant.role, variant.backend, provider, threads=threads)
+            if variant.live is not None:
+                rows.append(_measure_here(bare, variant.live, settings, samples, labels, seed=seed))
+                continue
             if variant.folder is None:
                 rows.append(replace(bare, status=variant.absent))
                 continue
@@ -169,6 +175,27 @@ def run_child(
     return (result, "") if "error" not in result else (None, str(result["error"]))
 
 
+def _measure_here(
+    bare: Measurement,
+    live: Callable[[], Opened],
+    settings: BenchSettings,
+    samples: Encoded,
+    labels: Labels,
+    *,
+    seed: int,
+) -> Measurement:
+    """The row of somebody's own code, which may raise anything. Memory is not told: it would be the run's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(bare.threads)
+    try:
+        told, logits = measure_opened(live(), samples, settings.model_dump(mode="json"))
+    except Exception as error:
+        return replace(bare, status=f"failed: {type(error).__name__}: {error}")
+    finally:
+        torch.set_num_threads(before)
+    return _measured(bare, told, evaluate.score(labels, _gold(samples), logits, seed=seed))
+
+
 def physical_cores() -> int:
     import psutil
 
@@ -177,7 +204,7 @@ def physical_cores() -> int:
 
 def _measured(bare: Measurement, result: dict[str, Any], scores: Mapping[str, Measured]) -> Measurement:
     """The row of a variant that ran: what its process measured, and the quality of what it answered."""
-    told = {name: result[name] for name in _TOLD}
+    told = {name: result[name] for name in _TOLD if name in result}
     cells = [Cell(**cell) for cell in result["cells"]]
     return replace(bare, **told, cells=cells, metrics={name: asdict(value) for name, value in scores.items()})
 

@@ -15,8 +15,8 @@ from tiny import LABELS, encoded, encoder
 
 from distillkit import evaluate
 from distillkit.bench import measure
-from distillkit.bench.child import predict, time_cell
 from distillkit.bench.measure import Variant, bench, run_child
+from distillkit.bench.timing import predict, time_cell
 from distillkit.errors import MissingError
 from distillkit.export.parity import exact_batch
 from distillkit.flops import flops_per_example

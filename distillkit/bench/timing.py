@@ -1,0 +1,90 @@
+"""Times one loaded model, batch by length, and collects its answers to every row."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillkit.data.batching import Encoded, collate, sequential_batches
+from distillkit.export.parity import exact_batch
+from distillkit.types import Batch
+
+Forward = Callable[[Batch], NDArray[np.float32]]
+_EVALUATION_TOKENS = 2048
+
+
+class Opened:
+    """A loaded model: its forward from a CPU batch to logits on the CPU, and what is known of it.
+
+    prepare: what is done to a timed batch before the clock runs; peak: the peak memory so far, in bytes.
+    """
+
+    def __init__(self, forward: Forward, provider: str, size: int | None, max_length: int) -> None:
+        self.forward, self.provider, self.size, self.max_length = forward, provider, size, max_length
+        self.parameters: int | None = None
+        self.flops: Callable[[Batch], float] | None = None
+        self.peak: Callable[[], int] | None = None
+        self.prepare: Callable[[Batch], Batch] = lambda batch: batch
+
+
+def measure_opened(
+    opened: Opened, samples: Encoded, settings: Mapping[str, Any]
+) -> tuple[dict[str, Any], NDArray[np.float32]]:
+    """What was measured, by name, and the logits `[n, V]` of every row of the samples."""
+    lengths = [length for length in settings["length"] if length <= opened.max_length]
+    cells = [
+        time_cell(opened.forward, opened.prepare(exact_batch(samples, batch, length)), settings)
+        for batch in settings["batch"]
+        for length in lengths
+    ]
+    peak = opened.peak() if opened.peak is not None else None  # of the timed forwards
+    middle = exact_batch(samples, 1, sorted(lengths)[len(lengths) // 2]) if lengths else None
+    told = {
+        "provider": opened.provider,
+        "size_bytes": opened.size,
+        "parameters": opened.parameters,
+        "flops": opened.flops(middle) if opened.flops is not None and middle is not None else None,
+        "peak_memory_bytes": peak,
+        "cells": cells,
+    }
+    return told, predict(opened.forward, samples)
+
+
+def time_cell(forward: Forward, batch: Batch, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Warm-up, then at least `iterations` runs and `seconds` seconds; percentiles over single runs."""
+    for _ in range(settings["warmup"]):
+        forward(batch)
+    times: list[float] = []
+    start = time.perf_counter()
+    while len(times) < settings["iterations"] or time.perf_counter() - start < settings["seconds"]:
+        before = time.perf_counter()
+        forward(batch)
+        times.append(time.perf_counter() - before)
+    p50, p95, p99 = (float(value) for value in np.percentile(np.asarray(times) * 1000, [50, 95, 99]))
+    size, length = batch.mask.shape
+    return {
+        "batch": size,
+        "length": length,
+        "p50_ms": p50,
+        "p95_ms": p95,
+        "p99_ms": p99,
+        "examples_per_s": size * len(times) / sum(times),
+        "iterations": len(times),
+        "spread": (p95 - p50) / p50,
+    }
+
+
+def predict(forward: Forward, samples: Encoded) -> NDArray[np.float32]:
+    """Logits `[n, V]` of every row, in row order."""
+    answers: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = [
+        (rows, forward(collate(samples, rows)))
+        for rows in sequential_batches(samples.lengths, tokens=_EVALUATION_TOKENS)
+    ]
+    logits = np.empty((len(samples), answers[0][1].shape[1]), dtype=np.float32)
+    for rows, answer in answers:
+        logits[rows] = answer
+    return logits
