@@ -107,7 +107,8 @@ def signed(value: float) -> str:
 
 def provider(name: str) -> str:
     """`CPUExecutionProvider` and `PyTorch cpu` as `CPU`."""
-    return name.removeprefix("PyTorch ").removesuffix("ExecutionProvider").upper() if name else "–"
+    bare = name.removeprefix("PyTorch ").removesuffix("ExecutionProvider")
+    return (bare.upper() if bare in ("cpu", "cuda") else bare) or "–"
 
 
 def metric(name: str) -> str:
