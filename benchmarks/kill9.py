@@ -1,7 +1,8 @@
 """Kill -9 at eight random moments, four of them inside a checkpoint write; the weights must not notice.
 
-A small teacher and student on the bundled snippets, checkpoints every few steps. A moment inside a write is
-one at which the folder that is being written aside (`.tmp-...`) can be seen.
+A small teacher and student on the bundled snippets, checkpoints every few steps. The moments are drawn from
+all optimizer steps of pretraining, fine-tuning and distillation; one inside a write is the next at which the
+folder that is being written aside (`.tmp-...`) can be seen.
 Usage: python benchmarks/kill9.py
 """
 
@@ -15,10 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from common import ROOT, write_result
+
+from distillkit.rundir import MetricsLog
 
 SEED, KILLS = 9, 8
 CONFIG: dict[str, Any] = {
@@ -39,7 +43,7 @@ CONFIG: dict[str, Any] = {
         "optimizer": {"lr": 5e-4},
         "losses": {"gold": {"use": "gold"}, "kd": {"use": "logits"}, "states": {"use": "hidden_cosine"}},
     },
-    "runtime": {"threads": 1},
+    "runtime": {"threads": 1, "log_every": 1},
 }
 STAGES = ("pretrain", "teacher", "student")
 
@@ -58,76 +62,72 @@ def weights(run: Path) -> dict[str, str]:
     }
 
 
-def wait_for_training(child: subprocess.Popen[bytes], run: Path) -> None:
-    """Return when the process has begun to train: it writes metrics.jsonl, or writes it anew to go on."""
-    log = run / "metrics.jsonl"
-
-    def seen() -> int:
-        return log.stat().st_mtime_ns if log.exists() else 0
-
-    before = seen()
-    while seen() == before and child.poll() is None:
-        time.sleep(0.01)
+def steps_done(run: Path) -> int:
+    """Optimizer steps so far, over all stages."""
+    last: Counter[str] = Counter()
+    for row in MetricsLog(run / "metrics.jsonl").records():
+        if "terms" in row:
+            last[row["stage"]] = max(last[row["stage"]], row["step"])
+    return last.total()
 
 
-def kill_inside_a_write(child: subprocess.Popen[bytes], run: Path, after: float) -> str:
-    """Wait, then kill as soon as a checkpoint is seen half written; '' where the run ended before that."""
-    wait_for_training(child, run)
-    deadline = time.monotonic() + after
+def wait_for_step(child: subprocess.Popen[bytes], run: Path, step: int) -> None:
+    """Return once the run has got to a step, counted over all stages, or is over."""
+    while steps_done(run) < step and child.poll() is None:
+        time.sleep(0.02)
+
+
+def kill_inside_a_write(child: subprocess.Popen[bytes], run: Path) -> str:
+    """Kill as soon as a checkpoint is seen half written; '' where the run ended before that."""
     while child.poll() is None:
-        if time.monotonic() > deadline:
-            seen = next(run.glob("checkpoints/*/.tmp-*"), None)
-            if seen is not None:
-                child.send_signal(signal.SIGKILL)
-                child.wait()
-                left = seen.is_dir() and not (seen / "manifest.json").exists()
-                return f"inside the write of {seen.parent.name}{' (no manifest yet)' if left else ''}"
+        seen = next(run.glob("checkpoints/*/.tmp-*"), None)
+        if seen is not None:
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+            left = seen.is_dir() and not (seen / "manifest.json").exists()
+            return f"inside the next write, of {seen.parent.name}{' (no manifest yet)' if left else ''}"
         time.sleep(0.0002)
     return ""
 
 
-def kill_anywhere(child: subprocess.Popen[bytes], run: Path, after: float) -> str:
-    """Kill after a time of training; '' where the run ended before that."""
-    wait_for_training(child, run)
-    try:
-        child.wait(after)
-    except subprocess.TimeoutExpired:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        return f"after {after:.1f} s of training"
-    return ""
+def kill_now(child: subprocess.Popen[bytes], run: Path) -> str:
+    """Kill; '' where the run had ended before."""
+    if child.poll() is not None:
+        return ""
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    return "at once"
 
 
 def main() -> None:
     chance = random.Random(SEED)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        child = start(folder, "undisturbed")
-        wait_for_training(child, folder / "runs" / "undisturbed")
-        begun = time.monotonic()
-        if child.wait():
+        whole = folder / "runs" / "undisturbed"
+        if start(folder, "undisturbed").wait():
             sys.exit("the undisturbed run failed")
-        whole = time.monotonic() - begun
+        total = steps_done(whole)
         run = folder / "runs" / "killed"
         moments = []
-        for index in range(KILLS):
-            kill = kill_inside_a_write if index % 2 else kill_anywhere
-            said = kill(start(folder, "killed"), run, chance.uniform(0.02, 0.1) * whole)
+        for index, step in enumerate(sorted(chance.sample(range(1, total - 10), KILLS))):
+            child = start(folder, "killed")
+            wait_for_step(child, run, step)
+            said = (kill_inside_a_write if index % 2 else kill_now)(child, run)
             if not said:
                 break
-            steps = sorted(path.relative_to(run).as_posix() for path in run.glob("checkpoints/*/[0-9]*"))
-            moments.append({"moment": said, "newest checkpoint": steps[-1] if steps else "none"})
+            newest = max(
+                run.glob("checkpoints/*/[0-9]*"), key=lambda path: path.stat().st_mtime, default=None
+            )
+            name = newest.relative_to(run / "checkpoints").as_posix() if newest else "none"
+            moments.append({"step": f"{step} of {total}", "moment": said, "newest checkpoint": name})
             print(moments[-1], flush=True)
         if start(folder, "killed").wait():
             sys.exit("the killed run did not go on")
-        same = {
-            stage: weights(run)[stage] == weights(folder / "runs" / "undisturbed")[stage] for stage in STAGES
-        }
+        same = {stage: weights(run)[stage] == weights(whole)[stage] for stage in STAGES}
     inside = sum("inside" in moment["moment"] for moment in moments)
-    lines = ["# Kill -9, resumed", "", "| kill | moment | newest checkpoint then |", "|---|---|---|"]
+    lines = ["# Kill -9, resumed", "", "| step reached | killed | newest checkpoint then |", "|---|---|---|"]
     lines += [
-        f"| {index} | {moment['moment']} | {moment['newest checkpoint']} |"
-        for index, moment in enumerate(moments, start=1)
+        f"| {moment['step']} | {moment['moment']} | {moment['newest checkpoint']} |" for moment in moments
     ]
     verdict = ", ".join(f"{stage} {'equal' if equal else 'DIFFERENT'}" for stage, equal in same.items())
     lines += [
