@@ -258,7 +258,7 @@ class _Loop:
             self.scaler.update(self.state.scaler)
 
     def _steps(self) -> None:
-        clock, seconds = time.monotonic(), self.state.seconds
+        clock, self.began = time.monotonic(), self.state
         window = _Window()
         while self.state.step < self.total:
             epoch, index = self.state.epoch, self.state.index
@@ -271,7 +271,7 @@ class _Loop:
                 step=self.state.step + 1,
                 epoch=epoch + last_of_epoch,
                 index=0 if last_of_epoch else index + 1,
-                seconds=seconds + time.monotonic() - clock,
+                seconds=self.began.seconds + time.monotonic() - clock,
                 tokens=self.state.tokens + sum(micro.num_tokens for micro in micros),
                 scaler=float(self.scaler.get_scale()) if self.scaler is not None else 0.0,
             )
@@ -361,6 +361,7 @@ class _Loop:
     def _log(self, terms: Mapping[str, Tensor], norm: float, micros: list[Batch], window: _Window) -> None:
         values = {name: float(value) for name, value in self._over_ranks(terms).items()}
         step = self.state.step
+        pace = (self.state.seconds - self.began.seconds) / (step - self.began.step)
         record: dict[str, Any] = {
             "stage": self.settings.stage,
             "step": step,
@@ -373,7 +374,7 @@ class _Loop:
             "tokens_per_s": window.speed,
             "padding": window.padding,
             "seconds": self.state.seconds,
-            "eta_seconds": (self.total - step) * self.state.seconds / step,
+            "eta_seconds": (self.total - step) * pace,
         }
         if len(values) > 1 and (step // self.settings.runtime.log_every) % PROBE_EVERY == 1:
             record["gradient_share"] = self._gradient_shares(micros[0].to(self.device))

@@ -7,7 +7,9 @@ import os
 import signal
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,6 +61,21 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(tmp_path: Path, st
         json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
     ]
     assert steps == list(range(1, result.steps + 1))
+
+
+def test_the_time_left_follows_the_speed_of_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow hour before the run was stopped counts as time spent, and says nothing about what is left."""
+    how = settings(save_every=1, log_every=1)
+    monkeypatch.setattr("distillkit.train.time", SimpleNamespace(monotonic=count(step=1000).__next__))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, how=how, progress=StopAfter(3))
+    monkeypatch.setattr("distillkit.train.time", SimpleNamespace(monotonic=count().__next__))
+    run(tmp_path, how=how)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert records[2]["seconds"] > 1000 and max(record["eta_seconds"] for record in records[2:]) < 1000
+    assert records[0]["eta_seconds"] > 1000 and records[-1]["eta_seconds"] == 0
 
 
 def test_a_finished_stage_gives_its_weights_without_a_step(tmp_path: Path) -> None:
