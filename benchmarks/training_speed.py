@@ -64,6 +64,18 @@ EXAMPLES = 6144
 TURN_STEPS = 6
 """Optimizer steps of distillkit between two turns of the plain loop."""
 PRETRAIN_STEPS = 60
+PROFILE_STEPS = 12
+KINDS = {
+    "matrix products": ("mm", "linear"),
+    "optimizer": ("adamw",),
+    "layer norm": ("layer_norm",),
+    "norm of the gradient, clipping": ("vector_norm", "mul_"),
+    "random draws of dropout": ("bernoulli",),
+    "GELU": ("gelu",),
+    "filling with zeros": ("fill_", "zero"),
+    "copies": ("copy_",),
+}
+"""Parts of a step: what the names of torch's operators contain, the first that fits."""
 PLAIN = OptimizerSettings(lr=5e-5, warmup=0.06)
 OURS = OptimizerSettings(lr=1e-4, warmup=0.06)
 """For batches of 64 rows where the plain loop has 32 (linear scaling)."""
@@ -177,9 +189,42 @@ def finetune(content: dict[str, Any]) -> list[str]:
         speeds = dict(turns.speeds)
         later = compiled.speeds["distillkit"]
         speeds["distillkit, runtime.compile, second half"] = later[len(later) // 2 :]
-    content["finetune"] = {"tokens_per_s": speeds, "accuracy": accuracy, "examples": EXAMPLES}
+        quiet = Turns(itertools.repeat(1), turns.sizes)
+        spent = {
+            "plain": profile(lambda: next(plain_loop(plain_model, loader, PLAIN, PROFILE_STEPS * 2))),
+            "distillkit": profile(
+                lambda: ours(Distillation(model, stack, {}), feed, PROFILE_STEPS, OURS, quiet)
+                or sum(turns.sizes[:PROFILE_STEPS])
+            ),
+        }
+    content["finetune"] = {"tokens_per_s": speeds, "accuracy": accuracy, "examples": EXAMPLES, "spent": spent}
     title = f"Fine-tuning all-MiniLM-L6-v2 on {EXAMPLES:,} rows of SST-2, fp32"
-    return table(title, speeds, accuracy)
+    return [*table(title, speeds, accuracy), *where_time_goes(spent)]
+
+
+def profile(run: Callable[[], int]) -> dict[str, float]:
+    """Microseconds per real token in torch's operators, by kind; `run` gives the number of tokens."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        tokens = run()
+    spent = dict.fromkeys((*KINDS, "all else"), 0.0)
+    for event in seen.key_averages():
+        fits = (kind for kind, words in KINDS.items() if any(word in event.key.lower() for word in words))
+        spent[next(fits, "all else")] += event.self_cpu_time_total / tokens
+    return spent
+
+
+def where_time_goes(spent: Mapping[str, Mapping[str, float]]) -> list[str]:
+    lines = [
+        f"Where the time goes (torch.profiler, {PROFILE_STEPS} steps of distillkit and the same examples of "
+        "the plain loop), microseconds per real token:",
+        "",
+        "| | " + " | ".join(spent) + " |",
+        "|---|" + "---|" * len(spent),
+    ]
+    rows = [(kind, [side[kind] for side in spent.values()]) for kind in (*KINDS, "all else")]
+    rows.append(("sum", [sum(side.values()) for side in spent.values()]))
+    lines += [f"| {kind} | " + " | ".join(f"{value:,.0f}" for value in values) + " |" for kind, values in rows]
+    return [*lines, ""]
 
 
 def finetune_loader(tokenizer: Any, rows: Rows) -> Any:
