@@ -189,14 +189,14 @@ def finetune(content: dict[str, Any]) -> list[str]:
         speeds = dict(turns.speeds)
         later = compiled.speeds["distillkit"]
         speeds["distillkit, runtime.compile, second half"] = later[len(later) // 2 :]
-        quiet = Turns(itertools.repeat(1), turns.sizes)
-        spent = {
-            "plain": profile(lambda: next(plain_loop(plain_model, loader, PLAIN, PROFILE_STEPS * 2))),
-            "distillkit": profile(
-                lambda: ours(Distillation(model, stack, {}), feed, PROFILE_STEPS, OURS, quiet)
-                or sum(turns.sizes[:PROFILE_STEPS])
-            ),
-        }
+
+        def some_steps() -> int:
+            quiet = Turns(itertools.repeat(1), turns.sizes)
+            ours(Distillation(model, stack, {}), feed, PROFILE_STEPS, OURS, quiet)
+            return sum(turns.sizes[:PROFILE_STEPS])
+
+        some_batches = plain_loop(plain_model, loader, PLAIN, PROFILE_STEPS * 2)
+        spent = {"plain": profile(lambda: next(some_batches)), "distillkit": profile(some_steps)}
     content["finetune"] = {"tokens_per_s": speeds, "accuracy": accuracy, "examples": EXAMPLES, "spent": spent}
     title = f"Fine-tuning all-MiniLM-L6-v2 on {EXAMPLES:,} rows of SST-2, fp32"
     return [*table(title, speeds, accuracy), *where_time_goes(spent)]
@@ -223,7 +223,8 @@ def where_time_goes(spent: Mapping[str, Mapping[str, float]]) -> list[str]:
     ]
     rows = [(kind, [side[kind] for side in spent.values()]) for kind in (*KINDS, "all else")]
     rows.append(("sum", [sum(side.values()) for side in spent.values()]))
-    lines += [f"| {kind} | " + " | ".join(f"{value:,.0f}" for value in values) + " |" for kind, values in rows]
+    for kind, values in rows:
+        lines.append(f"| {kind} | " + " | ".join(f"{value:,.0f}" for value in values) + " |")
     return [*lines, ""]
 
 
