@@ -214,17 +214,17 @@ def profile(run: Callable[[], int]) -> dict[str, float]:
 
 
 def where_time_goes(spent: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """As shares: the two sides were profiled one after the other, and the machine may have slowed between."""
     lines = [
-        f"Where the time goes (torch.profiler, {PROFILE_STEPS} steps of distillkit and the same examples of "
-        "the plain loop), microseconds per real token:",
+        f"Where the time goes (torch.profiler, {PROFILE_STEPS} steps of distillkit, {2 * PROFILE_STEPS} "
+        "batches of the plain loop), share of each loop's own time:",
         "",
         "| | " + " | ".join(spent) + " |",
         "|---|" + "---|" * len(spent),
     ]
-    rows = [(kind, [side[kind] for side in spent.values()]) for kind in (*KINDS, "all else")]
-    rows.append(("sum", [sum(side.values()) for side in spent.values()]))
-    for kind, values in rows:
-        lines.append(f"| {kind} | " + " | ".join(f"{value:,.0f}" for value in values) + " |")
+    for kind in (*KINDS, "all else"):
+        shares = (side[kind] / sum(side.values()) for side in spent.values())
+        lines.append(f"| {kind} | " + " | ".join(f"{100 * share:.0f} %" for share in shares) + " |")
     return [*lines, ""]
 
 
