@@ -68,18 +68,10 @@ def save(
     Raises ResourceError (7) where it cannot be written; older checkpoints are then untouched.
     """
     root.mkdir(parents=True, exist_ok=True)
-    target = root / f"{state.step:06d}"
-    folder = files.aside(target)
-    try:
+    with files.appearing(root / f"{state.step:06d}", lambda: {"step": state.step}) as folder:
         save_model(program, str(folder / "model.safetensors"))
         save_file(dict(slots), str(folder / "optimizer.safetensors"))
         (folder / "state.json").write_text(json.dumps({"state": asdict(state), "key": asdict(key)}))
-        files.seal(folder, {"step": state.step})
-        files.publish(folder, target)
-    except OSError as error:
-        raise files.out_of_room(error, root) from error
-    finally:
-        files.remove(folder)
     _prune(root, state, keep)
 
 

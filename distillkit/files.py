@@ -6,13 +6,18 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from distillkit.errors import DistillkitError, ResourceError
 
 MANIFEST = "manifest.json"
+WRITE_ERRORS = (OSError, SafetensorError)
+"""What a write that fails raises; safetensors tells a full disk in its own way."""
 _ASIDE = ".tmp-"
 
 
@@ -89,6 +94,23 @@ def aside(target: Path) -> Path:
     return folder
 
 
+@contextmanager
+def appearing(target: Path, facts: Callable[[], Mapping[str, Any]]) -> Iterator[Path]:
+    """An empty folder to fill; at the end it is sealed with `facts()` and takes the name `target`.
+
+    On an error nothing appears and nothing is replaced. Raises ResourceError (7) where it cannot be written.
+    """
+    folder = aside(target)
+    try:
+        yield folder
+        seal(folder, facts())
+        publish(folder, target)
+    except WRITE_ERRORS as error:
+        raise out_of_room(error, target.parent) from error
+    finally:
+        remove(folder)
+
+
 def publish(folder: Path, target: Path) -> None:
     """Rename a sealed folder into place, replacing an older one, durable when this returns."""
     sync_folder(folder)
@@ -119,7 +141,7 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def out_of_room(error: OSError, folder: Path, *, needed: int = 0) -> DistillkitError:
+def out_of_room(error: Exception, folder: Path, *, needed: int = 0) -> DistillkitError:
     """A failed write as a ResourceError (7) that says how much room there is, and how much it needs where
     known.
     """
@@ -130,7 +152,7 @@ def out_of_room(error: OSError, folder: Path, *, needed: int = 0) -> DistillkitE
     if needed:
         free = f"{needed:,} bytes needed, {free}"
     return ResourceError(
-        f"cannot write: {error.strerror or error} ({free})",
+        f"cannot write: {getattr(error, 'strerror', None) or error} ({free})",
         where=str(folder),
         hint="make room and run the same command again; nothing saved before was touched",
     )

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -55,29 +55,21 @@ class Stage:
         """Whether the folder is whole and was made for this digest."""
         return self.manifest.get("config") == digest and not files.flaw(self.folder, hashes=False)
 
-    @contextmanager
-    def write(self, digest: str, *, seconds: Callable[[], float] = lambda: 0.0) -> Iterator[Path]:
-        """An empty folder to fill; at the end it is sealed and takes the stage's name. Nothing appears on an
-        error.
+    def write(
+        self, digest: str, *, seconds: Callable[[], float] = lambda: 0.0
+    ) -> AbstractContextManager[Path]:
+        """An empty folder to fill, which then appears whole (see files.appearing).
 
         seconds: asked at the end, how long the stage took.
         """
-        folder = files.aside(self.folder)
-        try:
-            yield folder
-            files.seal(
-                folder,
-                {
-                    "config": digest,
-                    "seconds": round(seconds(), 1),
-                    "made": datetime.now(UTC).isoformat(timespec="seconds"),
-                },
-            )
-            files.publish(folder, self.folder)
-        except OSError as error:
-            raise files.out_of_room(error, self.folder.parent) from error
-        finally:
-            files.remove(folder)
+        return files.appearing(
+            self.folder,
+            lambda: {
+                "config": digest,
+                "seconds": round(seconds(), 1),
+                "made": datetime.now(UTC).isoformat(timespec="seconds"),
+            },
+        )
 
 
 class MetricsLog:

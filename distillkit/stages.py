@@ -27,7 +27,7 @@ from distillkit.bench.measure import Backend, Role, Variant
 from distillkit.bench.measure import bench as measure_all
 from distillkit.bench.timing import Opened
 from distillkit.data.batching import Encoded, Feed, TaskFeed, encode
-from distillkit.data.corpora import documents
+from distillkit.data.corpora import corpus_digest, documents
 from distillkit.data.tasks import Rows, Task
 from distillkit.data.tokenizers import load_tokenizer
 from distillkit.errors import ModelError
@@ -393,7 +393,8 @@ def _corpus_feed(job: Job, phase: Phase) -> Feed:
     sentences = tuple(
         (text,) for document in documents(phase.corpus, base=job.loaded.base) for text in document
     )
-    rows = Rows(ids=np.arange(len(sentences)), texts=sentences, labels=None, digest=job.digests["student"])
+    digest = corpus_digest(phase.corpus, base=job.loaded.base)
+    rows = Rows(ids=np.arange(len(sentences)), texts=sentences, labels=None, digest=digest)
     return TaskFeed(job.encoded(rows), phase.batch, seed=job.config.seed)
 
 

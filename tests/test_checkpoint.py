@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,6 +191,28 @@ def test_a_crash_at_any_file_system_call_leaves_the_old_or_the_new_checkpoint(
             break
         index += 1
     assert index > 6, "the save must have been interrupted at several places"
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Within, the kernel refuses to let a file grow beyond `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.5])
+def test_a_write_that_the_system_refuses_ends_with_7_whoever_writes(tmp_path: Path, share: float) -> None:
+    """safetensors raises an error of its own, which is not an OSError; the optimizer's file is the larger."""
+    save(tmp_path, 1)
+    size = (tmp_path / "000001" / "model.safetensors").stat().st_size
+    with largest_file(int(share * size)), pytest.raises(ResourceError, match="cannot write") as caught:
+        save(tmp_path, 2)
+    assert caught.value.exit_code == 7
+    assert [entry.name for entry in tmp_path.iterdir()] == ["000001"] and resume(tmp_path)[0].step == 1
 
 
 def test_a_full_disk_ends_with_7_and_leaves_the_older_checkpoint(

@@ -16,6 +16,8 @@ from tinyrun import CONFIG, write_config, write_data
 
 from distillkit import Custom, Parts, Spec, files, pipeline, stages
 from distillkit.cli import main
+from distillkit.data.batching import Encoded, TaskFeed
+from distillkit.data.tokenizers import load_tokenizer
 from distillkit.errors import ConfigError, DistillkitError, ModelError
 from distillkit.losses.base import Loss
 from distillkit.losses.gold import Gold
@@ -170,6 +172,29 @@ def test_phases_run_one_after_the_other_each_with_its_own_data(here: Path) -> No
     run = pipeline.run(config, progress="quiet")
     stages_seen = {row["stage"] for row in run.metrics.records()}
     assert {"student-1", "student-2"} <= stages_seen and (run.path / "report.html").is_file()
+
+
+def test_two_phases_with_two_corpora_each_train_on_their_own_text(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "other.txt").write_text("\n".join(f"{word} and {word}." for word in WORDS[:30]) + "\n")
+    base = {**CONFIG["distill"], "losses": {"kd": {"use": "logits"}}}
+    fed: list[Encoded] = []
+
+    class Watched(TaskFeed):
+        def __init__(self, encoded: Encoded, *settings: Any, **named: Any) -> None:
+            fed.append(encoded)
+            super().__init__(encoded, *settings, **named)
+
+    monkeypatch.setattr(stages, "TaskFeed", Watched)
+    config = write_config(here, distill=[{**base, "corpus": name} for name in ("corpus.txt", "other.txt")])
+    run = pipeline.run(config, until="student", progress="quiet")
+    words = load_tokenizer(run.path / "tokenizer")
+    for encoded, name in zip(fed[-2:], ("corpus.txt", "other.txt"), strict=True):
+        sentences = [line for line in (here / name).read_text().splitlines() if line]
+        assert [text for (text,) in encoded.texts] == sentences
+        first = encoded.tokens[: encoded.offsets[1]].tolist()
+        assert first == words(sentences[0])["input_ids"]
 
 
 def test_a_loss_on_labels_is_refused_where_a_corpus_has_none(here: Path) -> None:

@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from distillkit import files
 from distillkit.data.tasks import Rows
 from distillkit.data.tokenizers import tokenizer_digest
 from distillkit.errors import DataError, ModelError
-from distillkit.files import aside, flaw, out_of_room, publish, read_manifest, remove, seal
 from distillkit.settings import BatchSettings
 from distillkit.types import Batch
 
@@ -87,12 +87,13 @@ def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, *, max_length: int, c
     key = f"{rows.digest} {tokenizer_digest(tokenizer)} {segments} {max_length}"
     digest = hashlib.sha256(key.encode()).hexdigest()
     folder = cache / digest[:32]
-    if flaw(folder, hashes=True):
+    if files.flaw(folder, hashes=True):
         _write(folder, *_tokenise(rows, tokenizer, max_length))
     tokens, types, offsets = (
         np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS
     )
-    facts = read_manifest(folder)
+    facts = files.read_manifest(folder)
+    assert len(offsets) == len(rows) + 1, "two different sets of rows have one digest"
     return Encoded(
         tokens=tokens,
         types=types,
@@ -258,14 +259,7 @@ def _call(tokenizer: PreTrainedTokenizerBase, chunk: Sequence[tuple[str, ...]], 
 
 
 def _write(folder: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, int]) -> None:
-    """Write aside, then rename: a reader never sees half a cache. Raises ResourceError where room runs
-    out."""
-    work = aside(folder)
-    try:
+    """A reader never sees half a cache. Raises ResourceError where room runs out."""
+    with files.appearing(folder, lambda: facts) as work:
         for name in _ARRAYS:
             np.save(work / f"{name}.npy", arrays[name], allow_pickle=False)
-        seal(work, facts)
-        publish(work, folder)
-    except OSError as error:
-        remove(work)
-        raise out_of_room(error, folder.parent) from error

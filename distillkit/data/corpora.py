@@ -12,7 +12,6 @@ which the objectives tolerate.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import re
@@ -20,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distillkit.data.builtin import builtin_path, builtin_texts
-from distillkit.data.reading import file_digest, similar_files
+from distillkit.data.reading import check_file, file_digest, half_character, similar_files, text_lines
 from distillkit.errors import DataError
 
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*(\s+)(?=[\"'(\[]?[A-Z0-9])")
@@ -49,8 +48,14 @@ def corpus_digest(source: str, *, base: Path) -> str:
 
 
 def corpus_files(source: str, *, base: Path) -> list[Path]:
-    """The files of a corpus, sorted by name. Raises DataError where there are none."""
-    path = base / source
+    """The files of a corpus, sorted by name. Raises DataError where there are none, or one cannot be read."""
+    files = _files(base / source)
+    for path in files:
+        check_file(path)
+    return files
+
+
+def _files(path: Path) -> list[Path]:
     if path.is_file():
         if not path.name.endswith(_SUFFIXES):
             raise DataError(
@@ -106,12 +111,14 @@ def _json_documents(path: Path) -> Iterator[list[str]]:
         except json.JSONDecodeError as error:
             raise DataError(f"not JSON: {error.msg}", where=f"{path}:{number}:{error.colno}") from None
         if isinstance(row, dict) and isinstance(row.get("text"), str):
+            _check_text(path, number, row["text"])
             yield [sentence for part in row["text"].splitlines() for sentence in sentences(part)]
         elif (
             isinstance(row, dict)
             and isinstance(row.get("sentences"), list)
             and all(isinstance(part, str) for part in row["sentences"])
         ):
+            _check_text(path, number, *row["sentences"])
             yield [part.strip() for part in row["sentences"] if part.strip()]
         else:
             raise DataError(
@@ -120,16 +127,12 @@ def _json_documents(path: Path) -> Iterator[list[str]]:
             )
 
 
+def _check_text(path: Path, number: int, *texts: str) -> None:
+    """JSON can spell what no text holds."""
+    for text in texts:
+        if problem := half_character(text):
+            raise DataError(f"the document {problem}", where=f"{path}:{number}")
+
+
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as file:
-            for number, data in enumerate(file, start=1):
-                yield number, data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"byte 0x{error.object[error.start]:02X} at column {error.start + 1} is not UTF-8",
-            where=f"{path}:{number}",
-        ) from None
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise DataError(f"the gzip data is damaged after line {number}: {error}", where=str(path)) from None
+    return text_lines(path, "utf-8", path.name.endswith(".gz"))

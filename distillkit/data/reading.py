@@ -113,7 +113,7 @@ def read_table(
     if suffix == ".parquet":
         rows: Iterator[Cells] = _parquet_rows(path, columns)
     else:
-        lines = _text_lines(path, encoding, zipped)
+        lines = text_lines(path, encoding, zipped)
         if suffix in (".csv", ".tsv"):
             dialect = _dialect(path, encoding, zipped, delimiter or ("\t" if suffix == ".tsv" else ","))
             rows = _csv_rows(path, lines, columns, dialect, problems)
@@ -144,7 +144,7 @@ def column_names(path: Path, *, encoding: str = "utf-8", delimiter: str | None =
     suffix, zipped = kind_of(path)
     if suffix == ".parquet":
         return list(_open_parquet(path).schema_arrow.names)
-    lines = _text_lines(path, encoding, zipped)
+    lines = text_lines(path, encoding, zipped)
     if suffix in (".csv", ".tsv"):
         dialect = _dialect(path, encoding, zipped, delimiter or ("\t" if suffix == ".tsv" else ","))
         return _header(path, lines, dialect)[0]
@@ -255,12 +255,23 @@ def missing_column(path: Path, wanted: str, found: Sequence[str]) -> ConfigError
     )
 
 
+def half_character(text: str) -> str:
+    """What is wrong with a text that cannot be encoded, or ''."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"holds half a character (a lone surrogate, \\u{ord(text[error.start]):04x})"
+    return ""
+
+
 def _is_table(path: Path) -> bool:
     return any(suffix.lower() in SUFFIXES for suffix in path.suffixes)
 
 
-def _text_lines(path: Path, encoding: str, zipped: bool) -> Iterator[tuple[int, str]]:
-    """(line number, text with its line end), the byte order mark taken off."""
+def text_lines(path: Path, encoding: str, zipped: bool) -> Iterator[tuple[int, str]]:
+    """(line number, text with its line end), the byte order mark taken off. Raises DataError with the line
+    where the bytes cannot be read.
+    """
     with path.open("rb") as raw:
         file: Any = gzip.GzipFile(fileobj=raw) if zipped else raw
         number = 0
@@ -315,7 +326,7 @@ def _decode(path: Path, number: int, data: bytes, encoding: str) -> str:
         raise DataError(
             f"byte 0x{byte:02X} at column {error.start + 1} is not {encoding}",
             where=f"{path}:{number}",
-            hint="is the file cp1252 or latin-1? set task.encoding",
+            hint="is the file cp1252 or latin-1? set task.encoding (a corpus is always UTF-8)",
         ) from None
 
 
@@ -339,11 +350,11 @@ def _dialect(path: Path, encoding: str, zipped: bool, delimiter: str) -> _Dialec
     quoted = _Dialect(delimiter)
     if delimiter != "\t":
         return quoted
-    tabs = [text.count("\t") for _, text in _text_lines(path, encoding, zipped) if text.strip("\r\n")]
+    tabs = [text.count("\t") for _, text in text_lines(path, encoding, zipped) if text.strip("\r\n")]
     if len(set(tabs)) != 1:
         return quoted
     try:
-        records = sum(1 for record in quoted.reader(_text_lines(path, encoding, zipped)) if record)
+        records = sum(1 for record in quoted.reader(text_lines(path, encoding, zipped)) if record)
     except csv.Error:
         records = 0
     return quoted if records == len(tabs) else _Dialect(delimiter, csv.QUOTE_NONE)

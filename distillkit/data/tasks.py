@@ -25,7 +25,15 @@ from numpy.typing import NDArray
 
 from distillkit.data.builtin import builtin_table
 from distillkit.data.hub import hub_table
-from distillkit.data.reading import Problems, Table, check_file, find_tables, read_table, shown
+from distillkit.data.reading import (
+    Problems,
+    Table,
+    check_file,
+    find_tables,
+    half_character,
+    read_table,
+    shown,
+)
 from distillkit.errors import ConfigError, DataError
 from distillkit.settings import Labels, TaskSettings
 
@@ -120,7 +128,7 @@ class Classification(Kind):
         name = _class_name(cell)
         if not name:
             raise ValueError("the label is missing")
-        if surrogate := _half_character(name):
+        if surrogate := half_character(name):
             raise ValueError(surrogate)
         if name not in labels.names:
             known = ", ".join(map(shown, labels.names[:10]))
@@ -294,16 +302,8 @@ def _text_problem(name: str, text: Any) -> str:
         return f"column {name!r} is missing"
     if not isinstance(text, str):
         return f"column {name!r} is {type(text).__name__} {shown(text)}, not text"
-    surrogate = _half_character(text)
+    surrogate = half_character(text)
     return f"column {name!r} {surrogate}" if surrogate else ""
-
-
-def _half_character(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return f"holds half a character (a lone surrogate, \\u{ord(text[error.start]):04x})"
-    return ""
 
 
 def _oddities(segments: Sequence[str], max_chars: int) -> list[str]:

@@ -97,7 +97,6 @@ class BertObjective(Objective):
         max_length: int,
     ) -> None:
         if files.flaw(folder, hashes=True):
-            files.remove(folder)
             _write_corpus(documents, tokenizer, folder, max_length)
 
     def examples(self, folder: Path, *, epoch: int, seed: int) -> Pairs:
@@ -141,7 +140,8 @@ class BertObjective(Objective):
         return {"mlm": int((batch.labels != IGNORED).sum()), "nsp": batch.num_examples}
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, LossTerm]:
-        """The head of the masked language model runs on the chosen positions only."""
+        """The head of the masked language model runs on the chosen positions only; where none was chosen
+        (whole words that are all too long), its term is an attached zero."""
         assert (
             isinstance(model, BertForPreTraining)
             and batch.labels is not None
@@ -155,12 +155,9 @@ class BertObjective(Objective):
         scores_NV = model.cls.predictions(body.last_hidden_state[chosen_BL])
         next_B2 = model.cls.seq_relationship(body.pooler_output)
         targets_N = batch.labels[chosen_BL]
-        return {
-            "mlm": LossTerm(functional.cross_entropy(scores_NV.float(), targets_N), len(targets_N)),
-            "nsp": LossTerm(
-                functional.cross_entropy(next_B2.float(), batch.sequence_labels), batch.num_examples
-            ),
-        }
+        mlm = functional.cross_entropy(scores_NV.float(), targets_N, reduction="sum") / max(1, len(targets_N))
+        nsp = functional.cross_entropy(next_B2.float(), batch.sequence_labels)
+        return {"mlm": LossTerm(mlm, len(targets_N)), "nsp": LossTerm(nsp, batch.num_examples)}
 
     def metrics(self, examples: Examples) -> Mapping[str, float]:
         assert isinstance(examples, Pairs)
@@ -298,15 +295,12 @@ def _write_corpus(
                 document_ends.append(len(sentence_lengths))
     if not tokens:
         raise DataError("the corpus holds no tokens", hint="look at the corpus files")
-    aside = files.aside(folder)
     arrays_by_name: dict[str, NDArray[Any]] = {
         "tokens": np.concatenate(tokens),
         "sentences": np.concatenate([[0], np.cumsum(sentence_lengths)]).astype(np.int64),
         "documents": np.asarray([0, *document_ends], dtype=np.int64),
         "continues": np.asarray([piece.startswith("##") for piece in _pieces(tokenizer)]),
     }
-    for name, array in arrays_by_name.items():
-        np.save(aside / f"{name}.npy", array, allow_pickle=False)
     facts = {
         "pad": tokenizer.pad_token_id,
         "cls": tokenizer.cls_token_id,
@@ -315,9 +309,10 @@ def _write_corpus(
         "vocabulary": len(tokenizer),
         "max_length": max_length,
     }
-    (aside / "facts.json").write_text(json.dumps(facts))
-    files.seal(aside, {})
-    files.publish(aside, folder)
+    with files.appearing(folder, dict) as work:
+        for name, array in arrays_by_name.items():
+            np.save(work / f"{name}.npy", array, allow_pickle=False)
+        (work / "facts.json").write_text(json.dumps(facts))
 
 
 def _chunks(documents: Iterable[list[str]]) -> Iterator[list[list[str]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -63,17 +64,31 @@ def test_sentences_end_where_a_new_one_begins(paragraph: str, parts: list[str]) 
         ("c.jsonl", b'["a list"]\n', '"text"'),
         ("c.txt.gz", b"not gzip at all", "damaged"),
         ("c.txt.gz", gzip.compress(b"a line\n" * 5000, mtime=0)[:-12], "damaged"),
-        ("c.txt", b"", "no sentences"),
+        ("c.txt.gz", bytearray(gzip.compress(b"a line\n" * 5000, mtime=0)), "damaged"),
+        ("c.jsonl", b'{"text": "fine."}\n{"text": "half \\ud83d"}\n', "c.jsonl:2"),
+        ("c.jsonl", b'{"sentences": ["fine.", "half \\ud83d"]}\n', "surrogate"),
+        ("c.txt", b"", "empty (0 bytes)"),
+        ("c.txt", b" \n\n", "no sentences"),
         ("c.csv", b"text\n", "unknown kind of corpus"),
     ],
 )
 def test_what_cannot_be_read_is_named_with_its_place(
     tmp_path: Path, name: str, content: bytes, words: str
 ) -> None:
+    if isinstance(content, bytearray):  # flipped bits inside the compressed data
+        content[30] ^= 0xFF
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as caught:
         list(documents(name, base=tmp_path))
     assert words in str(caught.value) and caught.value.exit_code == 3
+
+
+def test_a_corpus_file_without_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "c.txt").write_text("A sentence.")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may read everything
+    for read in (corpus_digest, lambda name, base: list(documents(name, base=base))):
+        with pytest.raises(DataError, match="no permission to read"):
+            read("c.txt", base=tmp_path)
 
 
 def test_a_corpus_that_is_not_there_and_an_empty_folder_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -236,6 +237,20 @@ def test_the_loss_on_chosen_positions_is_the_full_models_loss_and_gradient(prepa
     ):
         assert torch.allclose(mine, full, atol=1e-6)
     assert dict(objective.counts(batch)) == {name: term.count for name, term in terms.items()}
+
+
+def test_a_batch_without_a_masked_token_adds_nothing_and_still_trains(prepared: Path) -> None:
+    """Whole words may all be longer than the share to mask; the mean over none of them is not NaN."""
+    objective = BertObjective(whole_word=True)
+    source = Bert(layers=1, width=16, heads=2, vocab_size=120, positions=LENGTH)
+    model, _ = source.pretraining(tokenizer())
+    batch = objective.collate(pairs_of(prepared), range(4), epoch=0, seed=3)
+    assert batch.labels is not None
+    bare = replace(batch, labels=torch.full_like(batch.labels, IGNORED))
+    terms = objective.loss(model, bare)
+    assert terms["mlm"].count == 0 and terms["mlm"].value.item() == 0.0
+    (terms["mlm"].value + terms["nsp"].value).backward()
+    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in model.parameters())
 
 
 def test_the_feed_gives_every_pair_once_an_epoch_with_little_padding(prepared: Path) -> None:
