@@ -117,7 +117,7 @@ def ours(
             save_every=10**9,
             seed=SEED,
             runtime=RuntimeSettings(precision="fp32", compile=compile, log_every=TURN_STEPS),
-            config_digest="",
+            settings_digest="",
         )
         log = MetricsLog(Path(scratch) / "metrics.jsonl")
         hooks = Hooks(log=log, progress=Quiet(), signals=signals, trackers=[turns])

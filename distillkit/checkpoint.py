@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,28 +35,33 @@ class Best:
 
 @dataclass(frozen=True)
 class State:
-    """Where training stands after `step` optimizer steps; `index` is the next step within `epoch`."""
+    """Where training stands after `step` optimizer steps; `index` is the next step within `epoch`.
+
+    unevaluated: it was stopped within the evaluation that follows this step. scaler: state of the fp16 loss
+    scaler, and how many steps it skipped in a row.
+    """
 
     step: int = 0
     epoch: int = 0
     index: int = 0
     best: Best | None = None
+    unevaluated: bool = False
     seconds: float = 0.0
     tokens: int = 0
-    scaler: float = 0.0
+    scaler: Mapping[str, float] = field(default_factory=dict)
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
 class Key:
-    """What a checkpoint belongs to. config and data must agree on resume; a change of the rest ends bitwise
-    equality.
+    """What a checkpoint belongs to. settings, data and order (of the batches) must agree on resume unless it
+    is forced; a change of how it is computed (threads, processes, device, ...) ends bitwise equality.
     """
 
-    config: str
+    settings: str
     data: str
-    world: int
-    threads: int
-    torch: str
+    order: str
+    computed: Mapping[str, str | int]
 
 
 def save(
@@ -75,12 +80,25 @@ def save(
     _prune(root, state, keep)
 
 
-def resume(root: Path, key: Key, program: nn.Module) -> tuple[State, dict[str, torch.Tensor], list[str]]:
+def check(root: Path, *, settings: str, data: str) -> None:
+    """Look at the newest checkpoint before anything else is done. Raises ConfigError (2) or DataError (3)
+    where it belongs to other settings or data.
+    """
+    for step in reversed(steps(root)):
+        folder = root / f"{step:06d}"
+        if not files.flaw(folder, hashes=False):
+            _refuse(json.loads((folder / "state.json").read_text())["key"], settings, data, folder)
+            return
+
+
+def resume(
+    root: Path, key: Key, program: nn.Module, *, force: bool = False
+) -> tuple[State, dict[str, torch.Tensor], list[str]]:
     """Load the newest valid checkpoint's weights: (state, the optimizer's slots, remarks); a fresh State
     where none was ever written.
 
-    Raises IntegrityError (8) where checkpoints exist and none is valid, ConfigError (2) or DataError (3)
-    where they belong to other settings or data.
+    force: go on from it even where settings or data changed. Raises IntegrityError (8) where checkpoints
+    exist and none is valid, ConfigError (2) or DataError (3) where they belong to other settings or data.
     """
     remarks: list[str] = []
     found = steps(root)
@@ -91,7 +109,7 @@ def resume(root: Path, key: Key, program: nn.Module) -> tuple[State, dict[str, t
             remarks.append(f"skipped checkpoint {folder.name}: {problem}")
             continue
         stored = json.loads((folder / "state.json").read_text())
-        remarks += _compare(stored["key"], key, folder)
+        remarks += _compare(stored["key"], key, folder, force)
         load_weights(root, step, program)
         slots = load_file(str(folder / "optimizer.safetensors"))
         best = stored["state"].pop("best")
@@ -120,6 +138,18 @@ def load_weights(root: Path, step: int, program: nn.Module) -> None:
         raise IntegrityError(
             f"holds another program's tensors: unknown {unknown[:3]}, missing {missing[:3]}",
             where=str(folder),
+            hint=f"the architecture or a projection changed: removing {root} starts this training again",
+        )
+    shapes = {
+        name: (list(tensor.shape), list(places[name].shape))
+        for name, tensor in stored.items()
+        if tensor.shape != places[name].shape
+    }
+    if shapes:
+        raise IntegrityError(
+            f"holds tensors of other shapes: {dict(list(shapes.items())[:3])}",
+            where=str(folder),
+            hint=f"the architecture changed: removing {root} starts this training again",
         )
     with torch.no_grad():
         for name, tensor in stored.items():
@@ -140,28 +170,38 @@ def _prune(root: Path, state: State, keep: int) -> None:
     files.sweep(root)
 
 
-def _compare(stored: Mapping[str, Any], key: Key, folder: Path) -> list[str]:
-    if stored["config"] != key.config:
-        raise ConfigError(
-            "the checkpoint was made with other settings",
-            where=str(folder),
-            hint="run with the old settings or under another name; removing "
-            f"{folder.parent} starts this stage again",
-        )
-    if stored["data"] != key.data:
+def _refuse(stored: Mapping[str, Any], settings: str, data: str, folder: Path) -> None:
+    """Raise where a checkpoint belongs to other settings or data than these."""
+    go_on = f"removing {folder.parent} starts this training again, --force goes on from it all the same"
+    if stored["data"] != data:
         raise DataError(
             "the data changed since the checkpoint was made",
             where=str(folder),
-            hint=f"restore the data or run under another name; removing {folder.parent} starts this "
-            "stage again",
+            hint=f"restore the data, or run under another name; {go_on}",
         )
-    now = asdict(key)
+    if stored["settings"] != settings:
+        raise ConfigError(
+            "the checkpoint was made with other settings of this stage or of one before it",
+            where=str(folder),
+            hint=f"run with the old settings, or under another name; {go_on}",
+        )
+
+
+def _compare(stored: Mapping[str, Any], key: Key, folder: Path, force: bool) -> list[str]:
+    if force:
+        changed = [name for name in ("settings", "data", "order") if stored[name] != getattr(key, name)]
+        remarks = [f"forced to go on although these changed: {', '.join(changed)}"] if changed else []
+    else:
+        _refuse(stored, key.settings, key.data, folder)
+        _refuse({**stored, "settings": stored["order"]}, key.order, key.data, folder)
+        remarks = []
+    then, now = stored["computed"], key.computed
     changed = [
-        f"{name} {stored[name]} -> {now[name]}"
-        for name in ("world", "threads", "torch")
-        if stored[name] != now[name]
+        f"{name} {then.get(name)} -> {value}" for name, value in now.items() if then.get(name) != value
     ]
-    return [f"no longer bitwise equal to an undisturbed run: {', '.join(changed)}"] if changed else []
+    if changed:
+        remarks.append(f"no longer bitwise equal to an undisturbed run: {', '.join(changed)}")
+    return remarks
 
 
 def optimizer_slots(

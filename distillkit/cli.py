@@ -41,6 +41,10 @@ Code = Annotated[
     list[Path] | None,
     typer.Option("--code", help="Python file whose teachers, students and losses may be named"),
 ]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="go on from a checkpoint although its settings or data changed since"),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="say nothing but errors and the result")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Runs = Annotated[list[Path], typer.Argument(help="folders of runs")]
@@ -85,12 +89,14 @@ def run(
     sets: Sets = None,
     code: Code = None,
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="processes, one per GPU")] = 1,
+    force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Run every stage of a config, going on where an earlier run stopped."""
     if gpus > 1 and "RANK" not in os.environ:
-        raise typer.Exit(_launch(gpus, _path(config), [*(overrides or []), *(sets or [])], code or [], quiet))
-    _run(config, overrides, sets, code, "report", quiet)
+        flags = [*(["--force"] if force else []), *(["--quiet"] if quiet else [])]
+        raise typer.Exit(_launch(gpus, _path(config), [*(overrides or []), *(sets or [])], code or [], flags))
+    _run(config, overrides, sets, code, "report", quiet, force)
 
 
 def _stage_command(name: str, until: str, summary: str, *examples: str) -> None:
@@ -102,9 +108,10 @@ def _stage_command(name: str, until: str, summary: str, *examples: str) -> None:
         overrides: Overrides = None,
         sets: Sets = None,
         code: Code = None,
+        force: Force = False,
         quiet: Quiet = False,
     ) -> None:
-        _run(config, overrides, sets, code, until, quiet)
+        _run(config, overrides, sets, code, until, quiet, force)
 
 
 _stage_command(
@@ -309,11 +316,12 @@ def _run(
     code: Sequence[Path] | None,
     until: str,
     quiet: bool,
+    force: bool = False,
 ) -> None:
     loaded = _load(_path(config), [*(overrides or []), *(sets or [])], code or [])
     from distillkit import pipeline
 
-    run_folder = pipeline.run(loaded, until=until, progress="quiet" if quiet else "auto").path
+    run_folder = pipeline.run(loaded, until=until, progress="quiet" if quiet else "auto", force=force).path
     if os.environ.get("RANK", "0") == "0":
         _show_result(run_folder, until)
 
@@ -367,10 +375,12 @@ def _load(path: Path, overrides: Sequence[str], code: Sequence[Path]) -> Loaded:
     return loaded
 
 
-def _launch(gpus: int, config: Path, overrides: Sequence[str], code: Sequence[Path], quiet: bool) -> int:
+def _launch(
+    gpus: int, config: Path, overrides: Sequence[str], code: Sequence[Path], flags: Sequence[str]
+) -> int:
     """Start one process per GPU by torchrun; the exit code is the one that the run's status names."""
     loaded = _load(config, overrides, code)
-    flags = [*(f"--code={file}" for file in code), *(["--quiet"] if quiet else [])]
+    flags = [*(f"--code={file}" for file in code), *flags]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
     done = subprocess.run(
         [*command, "-m", "distillkit", "run", *flags, str(config), *overrides], check=False

@@ -1,9 +1,10 @@
 """A Hugging Face encoder with a classification head as a Student: logits, every block's output,
 interventions.
 
-The model is used unmodified: states are what its blocks return, read by forward hooks (`hidden[0]` is the
-output of the embeddings, `hidden[l]` that of block l, before any norm that some families apply after the last
-block). Folders are read without running anything they say: safetensors only, no code, no network.
+The model is used unmodified: states are what its blocks take and return, read by forward hooks (`hidden[0]`
+is the input of the first block, `hidden[l]` the output of block l, before any norm that some families apply
+after the last block). Folders are read without running anything they say: safetensors only, no code, no
+network.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ from distillkit.model import Student
 from distillkit.settings import Labels
 from distillkit.types import Access, Batch, Outputs, Spec, Swap, Want
 
-_CODE_KEYS = ("auto_map", "custom_pipelines", "_attn_implementation_internal", "_attn_implementation_autoset")
+_CODE_KEYS = ("auto_map", "custom_pipelines")
+_IMPLEMENTATION = "_implementation"
+"""A key that holds this names a kernel, which `transformers` may fetch and import."""
+_BUILT_IN = (None, True, False, "eager", "sdpa")
 _PICKLES = ("pytorch_model.bin", "model.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "pytorch_model*.bin")
 
 
@@ -47,12 +51,7 @@ class Encoder(Student):
         self.model = model
         self.spec = spec_of(model.config)
         self._accepted = tuple(inspect.signature(model.forward).parameters)
-        self._embeddings, self._blocks = _parts(model, self.spec.num_layers)
-
-    @property
-    def embeddings(self) -> nn.Module:
-        """The module whose output is `hidden[0]`."""
-        return self._embeddings
+        self._blocks = _blocks(model, self.spec.num_layers)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -69,7 +68,7 @@ class Encoder(Student):
             for index, change in (swap or {}).items():
                 hooks.enter_context(_changed(self._blocks[index], change))
             if want.access >= Access.ALL_STATES:
-                hooks.enter_context(_read(self._embeddings, states, 0))
+                hooks.enter_context(_read_input(self._blocks[0], states, 0))
                 for index, block in enumerate(self._blocks, start=1):
                     hooks.enter_context(_read(block, states, index))
             elif want.access == Access.FINAL_STATES:
@@ -98,7 +97,7 @@ class Encoder(Student):
         SecurityError (11) where reading would run code, DivergedError (6) where a weight is not finite."""
         config = load_config(folder)
         with torch.device("meta"):
-            bare = AutoModelForSequenceClassification.from_config(config)
+            bare = _classifier(config)
         model, _ = _load(AutoModelForSequenceClassification, folder, config)
         missing, unexpected = _compare(bare, folder)
         if missing or unexpected:
@@ -191,13 +190,12 @@ def load_config(folder: Path) -> PretrainedConfig:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError):
         raise ModelError("not a JSON file", where=str(path)) from None
-    for key in _CODE_KEYS:
-        if isinstance(values, dict) and key in values:
-            raise SecurityError(
-                f"the folder's config sets {key!r}, which can load code",
-                where=str(path),
-                hint=f"remove {key!r} to use the built-in classes",
-            )
+    for key in _that_can_load_code(values):
+        raise SecurityError(
+            f"the folder's config sets {key!r}, which can load code",
+            where=str(path),
+            hint=f"remove {key!r} to use the built-in classes",
+        )
     if not _weights(folder):
         pickles = sorted(entry.name for pattern in _PICKLES for entry in folder.glob(pattern))
         if pickles:
@@ -209,11 +207,24 @@ def load_config(folder: Path) -> PretrainedConfig:
         raise ModelError("no *.safetensors in the folder", where=str(folder))
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ModelError(
             f"config.json is not understood: {str(error).splitlines()[0]}", where=str(path)
         ) from None
     return config
+
+
+def _that_can_load_code(values: Any) -> Iterator[str]:
+    """Keys of a config, or of one inside it, by which a folder can have code loaded."""
+    if isinstance(values, list):
+        for part in values:
+            yield from _that_can_load_code(part)
+    if isinstance(values, dict):
+        for key, value in values.items():
+            named = list(value.values()) if isinstance(value, dict) else [value]
+            if key in _CODE_KEYS or (_IMPLEMENTATION in key and any(one not in _BUILT_IN for one in named)):
+                yield key
+            yield from _that_can_load_code(value)
 
 
 def stored_weights(folder: Path) -> dict[str, list[int]]:
@@ -236,14 +247,13 @@ def stored_weights(folder: Path) -> dict[str, list[int]]:
     return shapes
 
 
-def load_body(folder: Path, labels: Labels, **changes: float) -> Encoder:
+def load_body(folder: Path, labels: Labels) -> Encoder:
     """A classifier whose body comes from a folder, whatever it was trained for, and whose head is fresh.
 
-    changes: override values of its config. A pooler that the folder lacks (it was trained on masked tokens
+    A pooler that the folder lacks (it was trained on masked tokens
     alone) is fresh too. Raises ModelError (4) where other weights of the body are missing or do not fit.
     """
     config = load_config(folder)
-    config.update(changes)
     stored_weights(folder)
     body, missing = _load(AutoModel, folder, config)
     lost = sorted(name for name in missing if "pooler" not in name)
@@ -263,7 +273,18 @@ def load_body(folder: Path, labels: Labels, **changes: float) -> Encoder:
 def fresh(config: PretrainedConfig, labels: Labels) -> Encoder:
     """A classifier with fresh weights."""
     _set_labels(config, labels)
-    return Encoder(AutoModelForSequenceClassification.from_config(config))
+    return Encoder(_classifier(config))
+
+
+def _classifier(config: PretrainedConfig) -> PreTrainedModel:
+    try:
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+    except (ValueError, ImportError) as error:
+        raise ModelError(
+            f"no classifier can be made of a {config.model_type!r}: {str(error).splitlines()[0]}",
+            where="model",
+        ) from None
+    return model
 
 
 def _set_labels(config: PretrainedConfig, labels: Labels) -> None:
@@ -287,7 +308,7 @@ def _load(kind: Any, folder: Path, config: PretrainedConfig) -> tuple[PreTrained
             dtype=torch.float32,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise ModelError(f"the weights do not fit: {str(error).splitlines()[0]}", where=str(folder)) from None
     return model, sorted(info["missing_keys"])
 
@@ -308,20 +329,19 @@ def _weights(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
 
 
-def _parts(model: PreTrainedModel, num_layers: int) -> tuple[nn.Module, nn.ModuleList]:
-    """The embeddings, and the list of blocks: the first ModuleList whose length is the model's depth."""
-    base = model.base_model
+def _blocks(model: PreTrainedModel, num_layers: int) -> nn.ModuleList:
+    """The list of blocks: the first ModuleList whose length is the model's depth."""
+    parts = model.base_model.modules()
     blocks = next(
-        (part for part in base.modules() if isinstance(part, nn.ModuleList) and len(part) == num_layers), None
+        (part for part in parts if isinstance(part, nn.ModuleList) and len(part) == num_layers), None
     )
-    embeddings = dict(base.named_children()).get("embeddings")
-    if blocks is None or embeddings is None:
+    if blocks is None:
         raise ModelError(
             f"the blocks of a {model.config.model_type!r} were not found",
             where="model",
             hint="use a custom teacher",
         )
-    return embeddings, blocks
+    return blocks
 
 
 def _first(output: Any) -> Tensor:
@@ -334,6 +354,18 @@ def _read(module: nn.Module, states: dict[int, Tensor], index: int) -> Iterator[
     handle = module.register_forward_hook(
         lambda _module, _inputs, output: states.__setitem__(index, _first(output))
     )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _read_input(module: nn.Module, states: dict[int, Tensor], index: int) -> Iterator[None]:
+    def hook(_module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        states[index] = inputs[0] if inputs else named["hidden_states"]
+
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield
     finally:

@@ -17,14 +17,11 @@ Shapes: M models, n rows, R resamples, K distinct cells, V classes.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from distillkit.errors import ConfigError
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -88,21 +85,6 @@ class Baseline:
 
     answer: str
     metrics: dict[str, float]
-
-
-def check_metric(kind: str, metric: str) -> None:
-    """Refuse a metric that the task kind does not have.
-
-    Raises ConfigError with the known names and the nearest one.
-    """
-    known = METRICS[kind]
-    if metric in known:
-        return
-    near = difflib.get_close_matches(metric, known, n=1)
-    meant = f"did you mean {near[0]!r}? " if near else ""
-    raise ConfigError(
-        f"{metric!r} is not a metric of {kind}", where="task.metric", hint=f"{meant}known: {', '.join(known)}"
-    )
 
 
 def interval(value: float, resampled_R: Floats, n: int) -> Measured:

@@ -8,8 +8,7 @@ that the config names.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -19,18 +18,19 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from distillkit import catalog, files, recipe, stages
-from distillkit.data.corpora import corpus_digest
-from distillkit.data.tasks import Task, load_task
-from distillkit.errors import ConfigError, DistillkitError
+from distillkit import catalog, checkpoint, files, recipe, stages
+from distillkit.data.tasks import load_task
+from distillkit.digests import contents, stage_digests, trainings
+from distillkit.errors import ConfigError, DistillkitError, StoppedError
 from distillkit.losses.base import Loss, LossStack
-from distillkit.model import StudentSource, TeacherSource, TrainableTeacherSource
+from distillkit.model import StudentSource, TeacherSource
 from distillkit.progress import Progress
 from distillkit.rundir import RunDir, environment
-from distillkit.settings import RunConfig, Section
+from distillkit.settings import RunConfig
 from distillkit.signals import Signals
 from distillkit.stacks import build_stacks, check_access
 from distillkit.stages import STAGES, Job
+from distillkit.train import enough_memory
 from distillkit.world import World
 
 _MAIN_ONLY = ("export", "bench", "report")
@@ -56,9 +56,11 @@ def run(
     parts: Parts | None = None,
     until: str = "report",
     progress: str = "auto",
+    force: bool = False,
 ) -> RunDir:
     """Run every stage up to and including `until`, going on where an earlier run of the same folder stopped.
 
+    force: go on from a checkpoint even where the settings or the data of its training changed since.
     Raises DistillkitError subclasses only, for what a user can cause; `status.json` in the run says the same.
     """
     if until not in STAGES:
@@ -72,14 +74,15 @@ def run(
     with run_dir.lock() if world.main else nullcontext(), Signals() as signals:
         try:
             job = prepare(
-                loaded, parts or Parts(), run_dir, world, signals, Progress.make(progress, world.main)
+                loaded, parts or Parts(), run_dir, world, signals, Progress.make(progress, world.main), force
             )
+            todo = _todo(job, until)
             if world.main:
                 files.atomic_write(run_dir.path / "config.yaml", recipe.dump(loaded))
-                run_dir.write_json(
-                    "environment.json", environment(loaded.config.seed, torch.get_num_threads())
-                )
-            _run_stages(job, until)
+                threads = loaded.config.runtime.threads or torch.get_num_threads()
+                run_dir.write_json("environment.json", environment(loaded.config.seed, threads))
+            world.wait()
+            _run_stages(job, todo)
         except DistillkitError as error:
             state = "stopped" if error.exit_code in (75, 130) else "failed"
             if world.main:
@@ -91,15 +94,23 @@ def run(
 
 
 def prepare(
-    loaded: recipe.Loaded, parts: Parts, run_dir: RunDir, world: World, signals: Signals, progress: Progress
+    loaded: recipe.Loaded,
+    parts: Parts,
+    run_dir: RunDir,
+    world: World,
+    signals: Signals,
+    progress: Progress,
+    force: bool = False,
 ) -> Job:
     """Read the data, build the named objects and work out every stage's digest; trains nothing."""
     config, base = loaded.config, loaded.base
     task = load_task(config.task, base=base, seed=config.seed)
     teacher = parts.teacher or catalog.build("teacher", config.teacher, base=base)
     student = parts.student or catalog.build("student", config.student, base=base)
-    stacks = _stacks(config, parts)
+    stacks = _stacks(config, parts, base)
     check_access(config, stacks, teacher, task.labels)
+    data = contents(config, base, task, teacher)
+    digests = stage_digests(config, task, teacher, student, stacks, data, vars(parts))
     return Job(
         loaded=loaded,
         run=run_dir,
@@ -107,10 +118,12 @@ def prepare(
         teacher_source=teacher,
         student_source=student,
         stacks=stacks,
-        digests=stage_digests(config, base, task, teacher, parts),
+        digests=digests,
+        trainings=trainings(data, digests),
         world=world,
         signals=signals,
         progress=progress,
+        force=force,
     )
 
 
@@ -119,11 +132,22 @@ def run_path(loaded: recipe.Loaded) -> Path:
     return Path(loaded.config.output) / loaded.config.name
 
 
-def _run_stages(job: Job, until: str) -> None:
-    again = f"distillkit run {job.run.path}"
+def _todo(job: Job, until: str) -> list[str]:
+    """The stages that are not there. Raises ConfigError or DataError for what a stopped training left of
+    other settings or data: now, and not after the stages before it were made again.
+    """
     wanted = [name for name in STAGES[: STAGES.index(until) + 1] if _applies(job, name)]
     todo = [name for name in wanted if not job.run.stage(name).done(job.digests[name])]
-    job.world.wait()
+    for training in job.trainings.values():
+        if training.stage in todo and not job.force:
+            checkpoint.check(
+                job.run.checkpoints(training.name), settings=training.settings, data=training.data
+            )
+    return todo
+
+
+def _run_stages(job: Job, todo: list[str]) -> None:
+    again = f"distillkit run {job.run.path}"
     if "student" in todo and "tokenizer" not in todo:
         stages.check_sizes(job)
     if not todo:
@@ -131,13 +155,14 @@ def _run_stages(job: Job, until: str) -> None:
     for name in todo:
         if not job.world.main and name in _MAIN_ONLY:
             return
+        job.signals.check(f"before {name}")
         if job.world.main:
             job.run.status("running", 0, name, again)
         job.progress.say(f"== {name}")
         try:
             _make(job, name)
         except Exception as error:
-            if name != "report":
+            if name != "report" or isinstance(error, StoppedError):
                 raise
             job.progress.say(f"warning: no report ({type(error).__name__}: {error}); every result is kept")
         if name not in _MAIN_ONLY:
@@ -148,11 +173,12 @@ def _run_stages(job: Job, until: str) -> None:
 
 def _make(job: Job, name: str) -> None:
     start = time.monotonic()
-    save = stages.MAKE[name](job.alone if name in _MAIN_ONLY else job)
-    if not job.world.main:
-        return
-    with job.run.stage(name).write(job.digests[name], seconds=lambda: time.monotonic() - start) as folder:
-        save(folder)
+    with enough_memory(name):
+        save = stages.MAKE[name](job.alone if name in _MAIN_ONLY else job)
+        if not job.world.main:
+            return
+        with job.run.stage(name).write(job.digests[name], seconds=lambda: time.monotonic() - start) as folder:
+            save(folder)
     for checkpoints in job.run.checkpoints(name).parent.glob(f"{name}*"):
         files.remove(checkpoints)  # a finished stage needs them no longer
     if name == "report":
@@ -162,29 +188,6 @@ def _make(job: Job, name: str) -> None:
 
 def _applies(job: Job, name: str) -> bool:
     return name != "pretrain" or (job.trainable is not None and job.trainable.pretrain is not None)
-
-
-def stage_digests(
-    config: RunConfig, base: Path, task: Task, source: TeacherSource, parts: Parts
-) -> dict[str, str]:
-    """Stage -> digest of all that its result depends on, apart from rounding (`runtime`) and display."""
-    trainable = source if isinstance(source, TrainableTeacherSource) else None
-    named = config.teacher.model_dump(mode="json", exclude={"finetune", "allow_weak"})
-    corpus = corpus_digest(trainable.pretrain.corpus, base=base) if trainable and trainable.pretrain else ""
-    finetune = trainable.finetune if trainable else None
-    objects = [_object_key(part) for part in (parts.teacher, parts.student)]
-    objects += [f"{name} {weight} {_object_key(loss)}" for name, (weight, loss) in parts.losses.items()]
-    corpora = [corpus_digest(phase.corpus, base=base) for phase in config.phases if phase.corpus is not None]
-    judged = [task.digest, config.task.max_length, config.task.metric, config.seed]
-    chain: dict[str, str] = {}
-    chain["tokenizer"] = _digest(named, source.fingerprint(), corpus or task.digest)
-    chain["pretrain"] = _digest(chain["tokenizer"], config.seed)
-    chain["teacher"] = _digest(chain["pretrain"], finetune, judged, objects[0])
-    chain["student"] = _digest(chain["teacher"], config.student, config.phases, corpora, objects[1:])
-    chain["export"] = _digest(chain["student"], config.export)
-    chain["bench"] = _digest(chain["export"], config.bench)
-    chain["report"] = _digest(chain["bench"], config.name, config.report)
-    return chain
 
 
 def _load(config: str | Path | RunConfig | recipe.Loaded, overrides: Sequence[str]) -> recipe.Loaded:
@@ -201,7 +204,7 @@ def _data_paths(loaded: recipe.Loaded) -> list[Path]:
     return [loaded.base / source for source in sources if source and ":" not in source]
 
 
-def _stacks(config: RunConfig, parts: Parts) -> tuple[LossStack, ...]:
+def _stacks(config: RunConfig, parts: Parts, base: Path) -> tuple[LossStack, ...]:
     if parts.losses:
         if len(config.phases) > 1:
             raise ConfigError(
@@ -209,31 +212,5 @@ def _stacks(config: RunConfig, parts: Parts) -> tuple[LossStack, ...]:
                 where="distill",
                 hint="name them in the config, or use one phase",
             )
-        return (LossStack(parts.losses),)
-    return build_stacks(config, Path())
-
-
-def _object_key(part: object) -> str:
-    """What identifies an object from Python across processes: its class, its plain settings, its
-    fingerprint.
-    """
-    if part is None:
-        return ""
-    plain = {
-        name: value
-        for name, value in vars(part).items()
-        if isinstance(value, str | int | float | bool | tuple | list)
-    }
-    said = part.fingerprint() if isinstance(part, TeacherSource) else ""
-    return f"{type(part).__qualname__} {sorted(plain.items())} {said}"
-
-
-def _digest(*parts: object) -> str:
-    """sha256 of the parts' JSON; settings are dumped whole, so that a default that changes counts too."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()
-
-
-def _plain(part: object) -> object:
-    if isinstance(part, Section):
-        return part.model_dump(mode="json")
-    raise TypeError(f"{type(part).__name__} cannot stand in a digest")
+        return (LossStack(copy.deepcopy(dict(parts.losses))),)  # the caller's own objects stay untouched
+    return build_stacks(config, base)

@@ -7,13 +7,14 @@ strict and refuses unknown keys; every field has a sentence.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Momentum = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
 Folder = Annotated[str, Field(min_length=1, json_schema_extra={"format": "path"})]
@@ -34,6 +35,28 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=False
     )
+    mechanical: ClassVar[frozenset[str]] = frozenset()
+    """Fields that do not say what is computed: how often it is saved, in how many parts, where it is read
+    from. No digest covers them, so that they may change while a run is stopped.
+    """
+
+    def identity(self) -> dict[str, Any]:
+        """Every field that says what is computed, sections in it likewise."""
+        return {
+            name: _identity(getattr(self, name))
+            for name in type(self).model_fields
+            if name not in self.mechanical
+        }
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.identity()
+    if isinstance(value, list | tuple):
+        return [_identity(part) for part in value]
+    if isinstance(value, dict):
+        return {name: _identity(part) for name, part in value.items()}
+    return value
 
 
 class Component(Section):
@@ -48,7 +71,7 @@ class OptimizerSettings(Section):
     lr: Positive = Field(default=1e-4, description="peak learning rate")
     warmup: Fraction = Field(default=0.06, description="share of the steps over which the rate rises from 0")
     weight_decay: NonNegative = Field(default=0.01, description="decoupled decay, not on norms and biases")
-    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = Field(
+    betas: Annotated[tuple[Momentum, Momentum], Field(strict=False)] = Field(
         default=(0.9, 0.999), description="AdamW betas"
     )
     eps: Positive = Field(default=1e-6, description="AdamW epsilon")
@@ -58,6 +81,7 @@ class OptimizerSettings(Section):
 class BatchSettings(Section):
     """How examples become batches."""
 
+    mechanical = frozenset({"micro"})
     tokens: Count = Field(
         default=1024, description="most tokens (padding included) of one batch, over all micro-batches"
     )
@@ -70,6 +94,7 @@ class BatchSettings(Section):
 class PretrainSettings(Section):
     """Pretraining of a teacher in this repo, on a corpus."""
 
+    mechanical = frozenset({"corpus", "micro", "save_every"})  # the corpus counts by its content
     corpus: str = Field(description="file, folder or built-in name with documents of sentences")
     steps: Count = Field(default=5000, description="optimizer steps")
     max_length: Annotated[int, Field(ge=8)] = Field(
@@ -84,6 +109,7 @@ class PretrainSettings(Section):
 class FinetuneSettings(Section):
     """Supervised training of a teacher on the task."""
 
+    mechanical = frozenset({"save_every"})
     epochs: Count = Field(default=3, description="passes over the training rows")
     batch: BatchSettings = BatchSettings()
     optimizer: OptimizerSettings = OptimizerSettings(lr=5e-5)
@@ -185,6 +211,7 @@ class TaskSettings(Section):
 class Phase(Section):
     """One phase of distillation: its data, losses and settings."""
 
+    mechanical = frozenset({"corpus", "save_every"})
     losses: Annotated[dict[Name, LossComponent], Field(min_length=1)] = Field(
         description="name -> loss; all are added up"
     )
@@ -196,8 +223,10 @@ class Phase(Section):
     batch: BatchSettings = BatchSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     save_every: Count = Field(default=500, description="steps between checkpoints")
-    keep: Literal["best", "last"] = Field(
-        default="best", description="weights kept: best on validation, or the last"
+    keep: Literal["best", "last"] | None = Field(
+        default=None,
+        description="weights kept: best on validation, or the last; default best, but last where the phase "
+        "trains on a corpus or on hidden states alone, which the task's validation cannot judge",
     )
 
 
@@ -265,7 +294,7 @@ class RunConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(
         description="names the run's folder"
     )
-    seed: Index = Field(default=0, description="keys every random choice")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=0, description="keys every random choice")
     output: str = Field(default="runs", description="folder that holds the run's folder")
     task: TaskSettings
     teacher: TeacherComponent

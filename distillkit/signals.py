@@ -7,6 +7,8 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
+from distillkit.errors import StoppedError
+
 _STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if name in dir(signal))
 
 
@@ -41,6 +43,15 @@ class Signals:
     def interrupted(self) -> bool:
         """Asked by Ctrl-C (exit code 130) rather than by a scheduler (75)."""
         return self.received == signal.SIGINT
+
+    def check(self, when: str) -> None:
+        """Raise StoppedError where a stop was asked for, at a moment at which nothing is half done."""
+        if self.stopping:
+            raise StoppedError(
+                f"stopped by a signal {when}; everything that was finished is kept",
+                interrupted=self.interrupted,
+                hint="the same command goes on",
+            )
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.received is not None:

@@ -27,9 +27,11 @@ from distillkit.bench.measure import Backend, Role, Variant
 from distillkit.bench.measure import bench as measure_all
 from distillkit.bench.timing import Opened
 from distillkit.data.batching import Encoded, Feed, TaskFeed, encode
-from distillkit.data.corpora import corpus_digest, documents
+from distillkit.data.corpora import documents
 from distillkit.data.tasks import Rows, Task
 from distillkit.data.tokenizers import load_tokenizer
+from distillkit.digests import Training
+from distillkit.encoder import Encoder
 from distillkit.errors import ModelError
 from distillkit.export.bundle import export as export_student
 from distillkit.losses.base import TEACHER, LossStack
@@ -51,12 +53,21 @@ from distillkit.report.facts import RunFacts, flat_settings, load_bench
 from distillkit.report.gather import Judged, task_facts
 from distillkit.report.page import write_report
 from distillkit.rundir import RunDir
-from distillkit.settings import BatchSettings, FinetuneSettings, Phase, RunConfig
+from distillkit.settings import BatchSettings, FinetuneSettings, Phase, PretrainSettings, RunConfig
 from distillkit.signals import Signals
 from distillkit.stacks import bind
 from distillkit.tracking import trackers
-from distillkit.train import Distillation, Hooks, Pretraining, Program, TrainSettings, make_accelerator, train
-from distillkit.types import Batch, Want
+from distillkit.train import (
+    Distillation,
+    Hooks,
+    Pretraining,
+    Program,
+    TrainSettings,
+    keyed_seed,
+    make_accelerator,
+    train,
+)
+from distillkit.types import Batch, Outputs, Want
 from distillkit.world import World
 
 Save = Callable[[Path], None]
@@ -77,9 +88,11 @@ class Job:
     student_source: StudentSource
     stacks: tuple[LossStack, ...]
     digests: Mapping[str, str]
+    trainings: Mapping[str, Training]
     world: World
     signals: Signals
     progress: Progress
+    force: bool = False
 
     @property
     def config(self) -> RunConfig:
@@ -128,11 +141,23 @@ class Job:
         return self.teacher_source.teacher(self.folder("teacher"), self.task.labels).to(self.device)
 
     def predict(self, model: Teacher | Student, rows: Rows) -> Array:
-        """Logits `[n, V]` of a model in eval mode for every row."""
+        """Logits `[n, V]` of a model in eval mode for every row. Raises StoppedError after a signal where
+        this process is alone; several stop together, at a step of training.
+        """
         want = Want()
-        return evaluate.predict(
-            lambda batch: model.outputs(batch, want=want), self.encoded(rows), device=self.device
-        )
+
+        def outputs(batch: Batch) -> Outputs:
+            if self.world.size == 1:
+                self.signals.check("while a model was evaluated")
+            return model.outputs(batch, want=want)
+
+        return evaluate.predict(outputs, self.encoded(rows), device=self.device)
+
+    def documents(self, source: str) -> Iterator[list[str]]:
+        """A corpus; a signal stops between two documents."""
+        for document in documents(source, base=self.loaded.base):
+            self.signals.check("while a corpus was read")
+            yield document
 
 
 def tokenizer(job: Job) -> Save:
@@ -170,8 +195,9 @@ def pretrain(job: Job) -> Save:
     model, objective = source.pretraining(job.tokenizer)
     corpus = job.cache / f"corpus-{job.digests['pretrain'][:16]}"
     with job.world.main_first():
-        texts = documents(settings.corpus, base=job.loaded.base)
-        objective.prepare(texts, job.tokenizer, corpus, max_length=settings.max_length)
+        objective.prepare(
+            job.documents(settings.corpus), job.tokenizer, corpus, max_length=settings.max_length
+        )
     feed = ObjectiveFeed(objective, corpus, settings, seed=job.config.seed)
     said = feed.metrics(0)
     job.progress.say("pretrain: " + ", ".join(f"{name} {value:,.4g}" for name, value in said.items()))
@@ -181,15 +207,7 @@ def pretrain(job: Job) -> Save:
         job,
         Pretraining(model, objective),
         feed,
-        TrainSettings(
-            stage="pretrain",
-            steps=settings.steps,
-            optimizer=settings.optimizer,
-            save_every=settings.save_every,
-            seed=job.config.seed,
-            runtime=job.config.runtime,
-            config_digest=job.digests["pretrain"],
-        ),
+        _settings(job, "pretrain", settings, steps=settings.steps),
         None,
     )
 
@@ -215,7 +233,10 @@ def teacher(job: Job) -> Save:
         stack.bind(model.spec, {})
         program = Distillation(model, stack, {})
         feed = _task_feed(job, source.finetune.batch)
-        _train_supervised(job, "teacher", source.finetune, program, feed, job.digests["teacher"])
+        how = _settings(
+            job, "teacher", source.finetune, epochs=source.finetune.epochs, keep=source.finetune.keep
+        )
+        _train(job, program, feed, how, _validation(job, "teacher", program))
     return lambda folder: _save_model(job.alone, model, folder)
 
 
@@ -224,17 +245,21 @@ def student(job: Job) -> Save:
 
     Raises ModelError for a teacher that has nothing to teach (its folder is there, to be looked at).
     """
-    _gate(job)
     fixed = job.teacher()
+    _gate(job, fixed)
     torch.manual_seed(job.config.seed)  # fresh weights
     model = job.student_source.build(job.tokenizer, job.task.labels, job.config.task.max_length, fixed)
-    phases = job.config.phases
-    for index, (phase, stack) in enumerate(zip(phases, job.stacks, strict=True)):
-        stage = "student" if len(phases) == 1 else f"student-{index + 1}"
+    names = [name for name, training in job.trainings.items() if training.stage == "student"]
+    for index, (name, phase, stack) in enumerate(zip(names, job.config.phases, job.stacks, strict=True)):
+        torch.manual_seed(keyed_seed(job.config.seed, name))  # first weights of projections
         bind(job.config, index, stack, student=model.spec, teacher=fixed.spec)
-        feed = _task_feed(job, phase.batch) if phase.corpus is None else _corpus_feed(job, phase)
+        feed = _task_feed(job, phase.batch) if phase.corpus is None else _corpus_feed(job, name, phase)
         program = Distillation(model, stack, {TEACHER: fixed})
-        _train_supervised(job, stage, phase, program, feed, f"{job.digests['student']}-{index}")
+        judged = phase.corpus is None and stack.trains_logits
+        how = _settings(
+            job, name, phase, epochs=phase.epochs, keep=phase.keep or ("best" if judged else "last")
+        )
+        _train(job, program, feed, how, _validation(job, name, program))
 
     return lambda folder: _save_model(job.alone, model, folder)
 
@@ -274,6 +299,7 @@ def bench(job: Job) -> Save:
             folder,
             seed=job.config.seed,
             command=command,
+            between=lambda: job.signals.check("while a model was measured"),
         )
 
     return save
@@ -336,9 +362,8 @@ MAKE: Mapping[str, Callable[[Job], Save]] = {
 STAGES = tuple(MAKE)
 
 
-def _train_supervised(
-    job: Job, stage: str, settings: FinetuneSettings | Phase, program: Distillation, feed: Feed, digest: str
-) -> None:
+def _validation(job: Job, stage: str, program: Distillation) -> Callable[[], Mapping[str, float]]:
+    """Measures the student in training on the validation rows, and says what it scores."""
     gold = job.task.validation.labels
     assert gold is not None
 
@@ -351,18 +376,26 @@ def _train_supervised(
         )
         return scores
 
-    training = TrainSettings(
-        stage=stage,
-        epochs=settings.epochs,
+    return measure
+
+
+def _settings(
+    job: Job, name: str, settings: PretrainSettings | FinetuneSettings | Phase, **how_long: Any
+) -> TrainSettings:
+    """What the loop is told of one training of this job."""
+    training = job.trainings[name]
+    return TrainSettings(
+        stage=name,
         optimizer=settings.optimizer,
         save_every=settings.save_every,
-        keep=settings.keep,
         metric=job.metric,
         seed=job.config.seed,
         runtime=job.config.runtime,
-        config_digest=digest,
+        settings_digest=training.settings,
+        data_digest=training.data,
+        force=job.force,
+        **how_long,
     )
-    _train(job, program, feed, training, measure)
 
 
 def _train(
@@ -387,13 +420,11 @@ def _task_feed(job: Job, settings: BatchSettings) -> Feed:
     return TaskFeed(job.encoded(job.task.train), settings, seed=job.config.seed)
 
 
-def _corpus_feed(job: Job, phase: Phase) -> Feed:
+def _corpus_feed(job: Job, name: str, phase: Phase) -> Feed:
     """The sentences of a corpus as unlabelled rows."""
     assert phase.corpus is not None
-    sentences = tuple(
-        (text,) for document in documents(phase.corpus, base=job.loaded.base) for text in document
-    )
-    digest = corpus_digest(phase.corpus, base=job.loaded.base)
+    sentences = tuple((text,) for document in job.documents(phase.corpus) for text in document)
+    digest = job.trainings[name].data
     rows = Rows(ids=np.arange(len(sentences)), texts=sentences, labels=None, digest=digest)
     return TaskFeed(job.encoded(rows), phase.batch, seed=job.config.seed)
 
@@ -401,7 +432,7 @@ def _corpus_feed(job: Job, phase: Phase) -> Feed:
 def _tokenizer_texts(job: Job) -> Iterator[str]:
     source = job.trainable
     if source is not None and source.pretrain is not None:
-        for document in documents(source.pretrain.corpus, base=job.loaded.base):
+        for document in job.documents(source.pretrain.corpus):
             yield from document
     else:
         for texts in job.task.train.texts:
@@ -427,11 +458,13 @@ def _save_scores(job: Job, model: Teacher, folder: Path) -> None:
     (folder / SCORES).write_text(json.dumps(facts, indent=1))
 
 
-def _gate(job: Job) -> None:
-    """Refuse a teacher that is no better than a constant answer: it has nothing to teach."""
-    logits = np.load(job.folder("teacher") / "logits.npy", allow_pickle=False)
-    train, judged = job.task.train.labels, job.judged.labels
+def _gate(job: Job, fixed: Teacher) -> None:
+    """Refuse a teacher that is no better than a constant answer on the validation rows: it has nothing to
+    teach. The test rows decide nothing.
+    """
+    train, judged = job.task.train.labels, job.task.validation.labels
     assert train is not None and judged is not None
+    logits = job.predict(fixed, job.task.validation)
     verdict = evaluate.better_than_majority(job.task.labels, train, judged, logits, seed=job.config.seed)
     if verdict.passes:
         return
@@ -451,39 +484,42 @@ def _parameters(model: Teacher) -> int | None:
 
 def _variant(job: Job, role: Role, backend: Backend, folder: Path, samples: Encoded) -> Variant:
     """What to measure, exported into `folder` where it has to be."""
-    name = f"{role}-{backend}"
-    if role == "student":
-        return Variant(name, role, backend, job.folder("student" if backend == "pytorch" else "export"))
-    if job.trainable is None:
+    name, where = f"{role}-{backend}", job.folder(role)
+    if role == "student" and backend == "onnxruntime":
+        return Variant(name, role, backend, job.folder("export"))
+    if role == "teacher" and job.trainable is None:
         if backend == "pytorch":
-            return Variant(name, role, backend, None, live=lambda: _own_teacher(job))
+            return Variant(name, role, backend, None, live=lambda: _in_this_process(job, job.teacher()))
         return Variant(name, role, backend, None, "a teacher from Python is not exported")
-    where = job.folder("teacher")
+    source = job.student_source if role == "student" else job.trainable
+    assert source is not None
+    model = source.load(where).eval()
     if backend == "onnxruntime":
         where = folder / "teacher-onnx"
         where.mkdir()
-        model = job.trainable.load(job.folder("teacher")).eval()
         export_student(model, job.tokenizer, job.task.labels, samples, where, job.config.export)
+    elif not isinstance(model, Encoder):  # of a class that the process which measures does not know
+        return Variant(name, role, backend, None, live=lambda: _in_this_process(job, FixedTeacher(model)))
     return Variant(name, role, backend, where)
 
 
-def _own_teacher(job: Job) -> Opened:
-    """A teacher from Python, timed in this process on token ids and their texts."""
-    teacher, device = job.teacher(), job.device
+def _in_this_process(job: Job, model: Teacher) -> Opened:
+    """A model of somebody's own class, timed on token ids and their texts."""
+    device = job.device
+    model = model.to(device)
     want = Want()
 
     def forward(batch: Batch) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = (
-            teacher.outputs(batch.to(device), want=want).logits.float().cpu().numpy()
-        )
+        logits: NDArray[np.float32] = model.outputs(batch.to(device), want=want).logits.float().cpu().numpy()
         return logits
 
     def with_texts(batch: Batch) -> Batch:
         texts = job.tokenizer.batch_decode(batch.inputs["input_ids"], skip_special_tokens=True)
         return replace(batch, texts=tuple((text,) for text in texts))
 
-    opened = Opened(forward, "this process", None, teacher.spec.max_length)
+    opened = Opened(forward, "this process", None, model.spec.max_length)
     opened.prepare = with_texts
+    opened.parameters = _parameters(model)
     return opened
 
 

@@ -13,7 +13,8 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from distillkit import checkpoint
 from distillkit.data.batching import Feed
 from distillkit.errors import ConfigError, DivergedError, MissingError, ResourceError, StoppedError
-from distillkit.losses.base import LossStack, gradient_shares
+from distillkit.losses.base import LossStack, gradient_shares, joined
 from distillkit.model import Student, Teacher
 from distillkit.objectives.base import Objective
 from distillkit.optim import build_optimizer, clip_gradient, lr_at, set_lr
@@ -38,6 +39,8 @@ from distillkit.settings import OptimizerSettings, RuntimeSettings
 from distillkit.signals import Signals
 from distillkit.types import Batch, Step
 
+MOST_SKIPPED = 50
+"""Steps in a row that the fp16 scaler may skip for an overflow before the training counts as diverged."""
 PROBE_EVERY = 5
 """Logged steps between two measurements of the terms' gradient shares (each costs a forward and a backward
 per term).
@@ -61,14 +64,9 @@ class Program(nn.Module, ABC):
         """Each term's unweighted mean over its counted positions, attached."""
 
     def forward(self, batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-        """(this batch's share of the total, detached unweighted share of each term); see
-        LossStack.forward."""
-        counts = self.counts(batch)
-        shares = {
-            name: value * (counts[name] / max(1, totals[name])) for name, value in self.terms(batch).items()
-        }
-        total = torch.stack([self.weights[name] * share for name, share in shares.items()]).sum()
-        return total, {name: share.detach() for name, share in shares.items()}
+        """(this batch's share of the total, detached unweighted share of each term); see `joined`."""
+        terms = self.terms(batch)  # a Pretraining learns its weights here
+        return joined(terms, self.weights, self.counts(batch), totals)
 
     def check(self, batch: Batch) -> None:
         """Raise where a configured term cannot act; called once with the first batch."""
@@ -148,14 +146,20 @@ def take_step(student: Student, stack: LossStack, teachers: Mapping[str, Teacher
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How long, how fast, what is kept. Either `epochs` or `steps` is given."""
+    """How long, how fast, what is kept. Either `epochs` or `steps` is given.
+
+    settings_digest, data_digest: what checkpoints belong to (see checkpoint.Key); force: go on from one even
+    where these changed.
+    """
 
     stage: str
     optimizer: OptimizerSettings
     save_every: int
     seed: int
     runtime: RuntimeSettings
-    config_digest: str
+    settings_digest: str
+    data_digest: str = ""
+    force: bool = False
     epochs: int | None = None
     steps: int | None = None
     keep: Literal["best", "last"] = "last"
@@ -215,28 +219,49 @@ class _Loop:
         program.place(self.device)
         self.parallel = parallel(settings.runtime, self.accelerator)
         self.key = checkpoint.Key(
-            config=settings.config_digest,
-            data=feed.digest,
-            world=self.world,
-            threads=torch.get_num_threads(),
-            torch=torch.__version__,
+            settings=settings.settings_digest,
+            data=settings.data_digest,
+            order=feed.digest,
+            computed=self._computed(),
         )
         self.total = _total_steps(feed, settings)
 
+    def _computed(self) -> dict[str, str | int]:
+        """How this training is computed, as far as it may change the rounding."""
+        on_cpu = self.device.type == "cpu"
+        return {
+            "torch": torch.__version__,
+            "device": torch.backends.cpu.get_cpu_capability()
+            if on_cpu
+            else torch.cuda.get_device_name(self.device),
+            "precision": self.accelerator.mixed_precision,
+            "compile": int(self.settings.runtime.compile),
+            "threads": torch.get_num_threads(),
+            "processes": self.world,
+            "micro": self.feed.micro,
+        }
+
     def run(self) -> TrainResult:
-        self.state, slots, remarks = checkpoint.resume(self.root, self.key, self.program)
+        settings = self.settings
+        self.state, slots, remarks = checkpoint.resume(
+            self.root, self.key, self.program, force=settings.force
+        )
         start = self.state.step
         for remark in remarks:
-            self.hooks.progress.say(f"{self.settings.stage}: {remark}")
+            self.hooks.progress.say(f"{settings.stage}: {remark}")
         if self.rank == 0:
-            self.hooks.log.rewind(self.settings.stage, start)
+            self.hooks.log.rewind(settings.stage, start)
         if start:
-            self.hooks.progress.say(f"{self.settings.stage}: going on after step {start} of {self.total}")
-        if start < self.total:
-            self._prepare(slots)
-            self._steps()
+            self.hooks.progress.say(f"{settings.stage}: going on after step {start} of {self.total}")
+        if start < self.total or self.state.unevaluated:
+            with enough_memory(settings.stage):
+                self._prepare(slots)
+                if self.state.unevaluated:
+                    self._evaluate()
+                    self._save()
+                self._steps()
             self.parallel.unwrap()
-        if self.settings.keep == "best" and self.state.best is not None:
+        if settings.keep == "best" and self.state.best is not None:
             checkpoint.load_weights(self.root, self.state.best.step, self.program)
         self.hooks.progress.close()
         return TrainResult(
@@ -245,6 +270,8 @@ class _Loop:
 
     def _prepare(self, slots: Mapping[str, Tensor]) -> None:
         self.program.train()
+        if self.state.index >= self.feed.num_steps(self.state.epoch):  # forced onto fewer rows
+            self.state = replace(self.state, epoch=self.state.epoch + 1, index=0)
         first = self.feed.step(self.state.epoch, self.state.index)[0].to(self.device)
         torch.manual_seed(_key(self.settings, self.state.step, 0))
         self.program.check(first)
@@ -255,7 +282,7 @@ class _Loop:
             self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
         self.scaler = self.accelerator.scaler
         if self.scaler is not None and self.state.scaler:
-            self.scaler.update(self.state.scaler)
+            self.scaler.load_state_dict(dict(self.state.scaler))
 
     def _steps(self) -> None:
         clock, self.began = time.monotonic(), self.state
@@ -263,7 +290,7 @@ class _Loop:
         while self.state.step < self.total:
             epoch, index = self.state.epoch, self.state.index
             micros = self.feed.step(epoch, index)
-            terms, norm = self._one_step(micros)
+            terms, norm, skipped = self._one_step(micros)
             last_of_epoch = index + 1 == self.feed.num_steps(epoch)
             window.add(micros)
             self.state = replace(
@@ -273,7 +300,8 @@ class _Loop:
                 index=0 if last_of_epoch else index + 1,
                 seconds=self.began.seconds + time.monotonic() - clock,
                 tokens=self.state.tokens + sum(micro.num_tokens for micro in micros),
-                scaler=float(self.scaler.get_scale()) if self.scaler is not None else 0.0,
+                scaler=self.scaler.state_dict() if self.scaler is not None else {},
+                skipped=self.state.skipped + 1 if skipped else 0,
             )
             done = self.state.step == self.total
             if done or self.state.step % self.settings.runtime.log_every == 0:
@@ -284,49 +312,41 @@ class _Loop:
                 self._save()
             self._stop_if_asked(saved=done)
 
-    def _one_step(self, micros: list[Batch]) -> tuple[dict[str, Tensor], float]:
-        """Forward and backward of this rank's micro-batches, one optimizer step; (terms of the whole step,
-        norm).
+    def _one_step(self, micros: list[Batch]) -> tuple[dict[str, Tensor], float, bool]:
+        """Forward and backward of this rank's micro-batches, one optimizer step; (its share of the terms, the
+        gradient's norm, whether the fp16 scaler skipped it).
         """
         totals: Counter[str] = Counter()
         for micro in micros:
             totals.update(self.program.counts(micro))
-        mine = list(range(self.rank, len(micros), self.world))
-        absent = (
-            not mine
-        )  # a rank without a share still takes part in the exchange of gradients, with weight 0
+        mine = [index for index in range(len(micros)) if index % self.world == self.rank]
+        rounds = -(-len(micros) // self.world)
         sums: dict[str, Tensor] = {}
-        for position, index in enumerate(mine or [0]):
+        for turn in range(rounds):
+            # ranks exchange parameters and gradients together: one without a share takes part with weight 0
+            absent = turn >= len(mine)
+            index = 0 if absent else mine[turn]
             torch.manual_seed(_key(self.settings, self.state.step, index))
-            last = position + 1 == max(1, len(mine))
-            with self.parallel.exchanging(last):
-                total, shares = self._forward(micros[index].to(self.device), totals)
+            with self.parallel.exchanging(turn + 1 == rounds):
+                total, shares = self.wrapped(micros[index].to(self.device), totals)
                 factor = 0.0 if absent else float(self.world)  # ranks' gradients are averaged; shares add up
                 self.accelerator.backward(total * factor if factor != 1.0 else total)
             for name, share in shares.items():
                 share = share * 0.0 if absent else share
                 sums[name] = sums[name] + share if name in sums else share
-        return sums, self._apply(sums, micros)
-
-    def _forward(self, batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-        try:
-            result: tuple[Tensor, dict[str, Tensor]] = self.wrapped(batch, totals)
-        except torch.OutOfMemoryError as error:
-            raise ResourceError(
-                f"out of GPU memory: {str(error).splitlines()[0]}",
-                where=self.settings.stage,
-                hint="raise `batch.micro`: the result stays the same",
-            ) from None
-        return result
-
-    def _apply(self, sums: Mapping[str, Tensor], micros: list[Batch]) -> float:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         norm = float(clip_gradient(self.program, self.settings.optimizer.clip))
-        if not math.isfinite(norm) and (
-            self.scaler is None or not all(bool(torch.isfinite(v)) for v in sums.values())
-        ):
-            self._diverged(sums, micros, norm)
+        return sums, norm, self._apply(sums, micros, norm)
+
+    def _apply(self, sums: Mapping[str, Tensor], micros: list[Batch], norm: float) -> bool:
+        """The optimizer's step; whether the fp16 scaler skipped it for an overflow."""
+        skipped = not math.isfinite(norm)
+        if skipped:
+            terms = self._over_ranks(sums)
+            finite = all(bool(torch.isfinite(value)) for value in terms.values())
+            if self.scaler is None or not finite or self.state.skipped >= MOST_SKIPPED:
+                self._diverged(terms, micros, norm)
         set_lr(self.optimizer, lr_at(self.state.step, self.total, self.settings.optimizer))
         if self.scaler is not None:
             self.scaler.step(self.optimizer)
@@ -336,11 +356,11 @@ class _Loop:
         self.optimizer.zero_grad(set_to_none=True)
         with self.parallel.whole():
             self.program.after_step(self.state.step + 1)
-        return norm
+        return skipped
 
-    def _diverged(self, sums: Mapping[str, Tensor], micros: list[Batch], norm: float) -> None:
+    def _diverged(self, terms: Mapping[str, Tensor], micros: list[Batch], norm: float) -> None:
         """Stop before the step is applied, and leave a record of what it was made of."""
-        bad = [name for name, value in sums.items() if not bool(torch.isfinite(value))]
+        bad = [name for name, value in terms.items() if not bool(torch.isfinite(value))]
         ids = [example for micro in micros for example in micro.ids.tolist()]
         record = {
             "stage": self.settings.stage,
@@ -351,6 +371,8 @@ class _Loop:
         if self.rank == 0:
             self.hooks.log.append(record)
         what = f"term {', '.join(map(repr, bad))}" if bad else f"the gradient (norm {norm})"
+        if self.state.skipped:
+            what += f", in {self.state.skipped + 1} steps in a row whatever its fp16 scale,"
         raise DivergedError(
             f"{what} stopped being finite at step {self.state.step + 1}; the step was not applied "
             f"(example ids {ids[:8]}...)",
@@ -370,12 +392,14 @@ class _Loop:
             "terms": values,
             "weighted": {name: self.program.weights[name] * value for name, value in values.items()},
             "lr": lr_at(step - 1, self.total, self.settings.optimizer),
-            "grad_norm": norm,
+            "grad_norm": norm if math.isfinite(norm) else None,
             "tokens_per_s": window.speed,
             "padding": window.padding,
             "seconds": self.state.seconds,
             "eta_seconds": (self.total - step) * pace,
         }
+        if self.state.skipped:
+            record["skipped"] = self.state.skipped  # steps in a row that overflowed in fp16
         if len(values) > 1 and (step // self.settings.runtime.log_every) % PROBE_EVERY == 1:
             record["gradient_share"] = self._gradient_shares(micros[0].to(self.device))
         if self.rank == 0:
@@ -403,8 +427,14 @@ class _Loop:
     def _evaluate(self) -> bool:
         if self.hooks.evaluate is None:
             return False
-        with self.parallel.whole():
-            metrics = dict(self.hooks.evaluate())
+        try:
+            with self.parallel.whole():
+                metrics = dict(self.hooks.evaluate())
+        except StoppedError:
+            self.state = replace(self.state, unevaluated=True)
+            self._save()
+            raise
+        self.state = replace(self.state, unevaluated=False)
         self.program.train()
         value = metrics[self.settings.metric]
         if self.state.best is None or value > self.state.best.value:
@@ -465,6 +495,22 @@ class _Window:
         return 1 - self.real / max(1, self.all)
 
 
+@contextmanager
+def enough_memory(where: str) -> Iterator[None]:
+    """Memory that runs out, of a GPU or of the machine, as ResourceError (7)."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if type(error) is RuntimeError and "DefaultCPUAllocator" not in text:
+            raise
+        raise ResourceError(
+            f"out of memory: {text}",
+            where=where,
+            hint="in training raise `batch.micro`, the result stays the same; what was saved is kept",
+        ) from None
+
+
 def make_accelerator(runtime: RuntimeSettings) -> Accelerator:
     """Device, precision and wrapping. Raises MissingError (5) for a GPU that is not there, ConfigError (2)
     for fp16 on CPU.
@@ -513,7 +559,12 @@ def _total_steps(feed: Feed, settings: TrainSettings) -> int:
 def _key(settings: TrainSettings, step: int, micro: int) -> int:
     """Seed of torch's generator for one micro-batch: the one place where the global generator is set, because
     dropout draws from nothing else."""
-    text = f"{settings.seed} {settings.stage} {step} {micro}".encode()
+    return keyed_seed(settings.seed, settings.stage, step, micro)
+
+
+def keyed_seed(*key: str | int) -> int:
+    """A seed for torch's generator that depends on all of the key."""
+    text = " ".join(map(str, key)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 

@@ -7,7 +7,7 @@ Started alone, a run is rank 0 of 1 and nothing here does anything. Started by t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -49,16 +49,6 @@ class World:
         """Return when every rank is here."""
         if self.size > 1:
             dist.barrier()
-
-    def agree(self, ask: Callable[[], bool]) -> bool:
-        """What rank 0 answers, on every rank."""
-        if self.size == 1:
-            return ask()
-        answer = torch.tensor([int(ask()) if self.main else 0])
-        if dist.get_backend() == "nccl":
-            answer = answer.cuda()
-        dist.broadcast(answer, src=0)
-        return bool(answer.item())
 
     @contextmanager
     def main_first(self) -> Iterator[None]:

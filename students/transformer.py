@@ -24,9 +24,8 @@ class Transformer(StudentSource):
     Settings:
         layers: Blocks.
         width: Hidden size; default the teacher's.
-        heads: Attention heads; default one per 64 of width, or the teacher's where the width is the
-            teacher's.
-        ffn: Inner size of the feed-forward part; default 4 times the width, or the teacher's.
+        heads: Attention heads; default one per 64 of width, with `initialise` the teacher's.
+        ffn: Inner size of the feed-forward part; default 4 times the width, with `initialise` the teacher's.
         dropout: Probability of dropping a hidden value or an attention weight in training.
         initialise: Teacher blocks to start from; needs the teacher's width.
     """

@@ -8,6 +8,7 @@ import resource
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from distillkit.optim import build_optimizer
 from distillkit.settings import OptimizerSettings
 from distillkit.train import Distillation
 
-KEY = Key(config="c", data="d", world=1, threads=1, torch=torch.__version__)
+KEY = Key(settings="s", data="d", order="o", computed={"torch": torch.__version__, "threads": 1})
 
 
 def trained(seed: int) -> tuple[Distillation, torch.optim.Optimizer]:
@@ -132,18 +133,46 @@ def test_a_link_in_the_folder_is_not_followed_when_pruning(tmp_path: Path) -> No
     assert (victim / "precious").read_text() == "x" and not (root / "000001").exists()
 
 
-@pytest.mark.parametrize(("change", "error"), [({"config": "x"}, ConfigError), ({"data": "x"}, DataError)])
-def test_other_settings_or_data_are_refused(
-    tmp_path: Path, change: dict[str, str], error: type[Exception]
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"settings": "x"}, ConfigError),
+        ({"order": "x"}, ConfigError),
+        ({"data": "x"}, DataError),
+        ({"settings": "x", "data": "x", "order": "x"}, DataError),
+    ],
+)
+def test_other_settings_or_data_are_refused_unless_forced(
+    tmp_path: Path, change: dict[str, Any], error: type[Exception]
 ) -> None:
     save(tmp_path, 1)
-    with pytest.raises(error):
-        resume(tmp_path, replace(KEY, **change))
+    other = replace(KEY, **change)
+    with pytest.raises(error, match="--force"):
+        resume(tmp_path, other)
+    state, _, remarks = checkpoint.resume(tmp_path, other, program(), force=True)
+    assert state.step == 1 and all(name in remarks[0] for name in change)
+
+
+def test_what_a_stopped_training_left_can_be_judged_before_it_is_loaded(tmp_path: Path) -> None:
+    checkpoint.check(tmp_path, settings="s", data="d")
+    save(tmp_path, 1)
+    checkpoint.check(tmp_path, settings="s", data="d")
+    with pytest.raises(ConfigError, match="other settings"):
+        checkpoint.check(tmp_path, settings="x", data="d")
+    with pytest.raises(DataError, match="the data changed"):
+        checkpoint.check(tmp_path, settings="x", data="x")
+
+
+def test_forced_onto_another_architecture_the_shapes_are_named(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    with pytest.raises(IntegrityError, match="other shapes"):
+        checkpoint.resume(tmp_path, KEY, program(width=24), force=True)
 
 
 def test_other_threads_are_told_to_end_bitwise_equality(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    assert "no longer bitwise" in resume(tmp_path, replace(KEY, threads=9))[1][0]
+    remark = resume(tmp_path, replace(KEY, computed={**KEY.computed, "threads": 9}))[1][0]
+    assert "no longer bitwise" in remark and "threads 1 -> 9" in remark
 
 
 CALLS = ("replace", "rename", "fsync")

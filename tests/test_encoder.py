@@ -100,7 +100,11 @@ def test_other_families_have_the_same_form(tmp_path: Path, settings: object) -> 
     inputs = {"input_ids": rows.inputs["input_ids"], "attention_mask": rows.inputs["attention_mask"]}
     rows = replace(rows, inputs=inputs)
     told = model.outputs(rows, want=ALL)
-    assert len(told.hidden) == 4 and torch.allclose(told.logits, model.model(**inputs).logits, atol=1e-6)
+    theirs = model.model(**inputs, output_hidden_states=True)
+    assert torch.allclose(told.logits, theirs.logits, atol=1e-6)
+    assert all(state.shape[-1] == model.spec.hidden_dim for state in told.hidden)
+    for ours, state in zip(told.hidden, theirs.hidden_states, strict=True):
+        assert torch.allclose(ours, state, atol=1e-6)
     model.save(tmp_path / "saved", LABELS)
     assert torch.equal(Encoder.load(tmp_path / "saved").eval().outputs(rows, want=SCORES).logits, told.logits)
 
@@ -140,6 +144,10 @@ def spoil(folder: Path, how: str) -> None:
         change_config(folder, auto_map={"AutoModel": "evil.Model"})
     elif how == "private":
         change_config(folder, _attn_implementation_internal="evil/kernels")
+    elif how == "kernels":
+        change_config(folder, attn_implementation="evil/kernels")
+    elif how == "nested":
+        change_config(folder, text_config={"deep": [{"experts_implementation": {"": "evil/kernels"}}]})
     elif how == "nan":
         change_weights(folder, **{"classifier.bias": torch.tensor([float("nan"), 0.0])})
     elif how == "missing":
@@ -166,6 +174,8 @@ def spoil(folder: Path, how: str) -> None:
         ("pickle", 11, "pickled"),
         ("code", 11, "auto_map"),
         ("private", 11, "_attn_implementation_internal"),
+        ("kernels", 11, "'attn_implementation'"),
+        ("nested", 11, "experts_implementation"),
         ("nan", 6, "classifier.bias"),
         ("missing", 4, "layer.1.output.dense.weight"),
         ("unexpected", 4, "bert.extra"),
@@ -183,6 +193,12 @@ def test_a_folder_that_cannot_be_trusted_is_refused_in_words(
     with pytest.raises(DistillkitError) as caught:
         pretrained(folder)
     assert caught.value.exit_code == code and words in str(caught.value)
+
+
+def test_an_attention_that_is_built_in_may_be_named(folder: Path) -> None:
+    """Older versions of transformers wrote these keys into every config."""
+    change_config(folder, _attn_implementation_autoset=True, attn_implementation="sdpa")
+    assert pretrained(folder).spec.num_labels == 2
 
 
 def test_labels_in_another_order_are_matched_by_name(folder: Path, tmp_path: Path) -> None:

@@ -9,10 +9,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from distillkit.errors import ConfigError
 from distillkit.metrics import (
-    METRICS,
-    check_metric,
     class_metrics,
     interval,
     resample_classes,
@@ -140,15 +137,3 @@ def test_the_seed_alone_decides_the_interval() -> None:
     draws = [resample_classes(gold, answers[None], 3, seed=seed, resamples=20)["mcc"] for seed in (1, 1, 2)]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert not np.array_equal(draws[0], draws[2])
-
-
-@pytest.mark.parametrize("kind", sorted(METRICS))
-def test_known_metrics_pass_and_others_are_refused_with_the_nearest(kind: str) -> None:
-    for metric in METRICS[kind]:
-        check_metric(kind, metric)
-    with pytest.raises(ConfigError, match="not a metric of " + kind):
-        check_metric(kind, "rouge")
-    with pytest.raises(ConfigError, match="did you mean 'accuracy'"):
-        check_metric("classification", "acuracy")
-    with pytest.raises(ConfigError, match="'accuracy' is not a metric of regression"):
-        check_metric("regression", "accuracy")

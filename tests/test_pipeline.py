@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +19,18 @@ from tiny import WORDS
 from tinyrun import CONFIG, write_config, write_data
 
 from distillkit import Custom, Parts, Spec, files, pipeline, stages
+from distillkit.bench import child, measure
 from distillkit.cli import main
 from distillkit.data.batching import Encoded, TaskFeed
 from distillkit.data.tokenizers import load_tokenizer
-from distillkit.errors import ConfigError, DistillkitError, ModelError
+from distillkit.errors import ConfigError, DistillkitError, ModelError, StoppedError
 from distillkit.losses.base import Loss
 from distillkit.losses.gold import Gold
-from distillkit.rundir import RunDir
-from distillkit.settings import RuntimeSettings
+from distillkit.losses.hidden_cosine import HiddenCosine
+from distillkit.rundir import MetricsLog, RunDir
+from distillkit.settings import FinetuneSettings, PretrainSettings
+from distillkit.teachers.bert import Bert
+from distillkit.train import TrainSettings, train
 from distillkit.types import Batch
 
 FOLDERS = ("tokenizer", "pretrain", "teacher", "student", "export", "bench", "report")
@@ -41,6 +49,21 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_data(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def measured_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benches in this process: `done` has the real children, and starting four takes most of a tiny run."""
+
+    def run_here(
+        command: Any, request: dict[str, Any], scratch: Path, **_: Any
+    ) -> tuple[dict[str, Any] | None, str]:
+        ask, answer = scratch / "request.json", scratch / "result.json"
+        ask.write_text(json.dumps(request))
+        assert child.main([str(ask), str(answer)]) == 0
+        return json.loads(answer.read_text()), ""
+
+    monkeypatch.setattr(measure, "run_child", run_here)
 
 
 def made(run: Path) -> dict[str, int]:
@@ -143,6 +166,176 @@ def test_a_changed_config_reruns_just_the_stages_it_touches(
     changed = FOLDERS.index(first)
     assert all(after[name] == before[name] for name in FOLDERS[:changed])
     assert all(after[name] > before[name] for name in FOLDERS[changed:])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "teacher.pretrain.save_every=3",
+        "teacher.finetune.batch.micro=2",
+        "distill.save_every=9",
+        "distill.batch.micro=4",
+        "runtime.log_every=7",
+    ],
+)
+def test_what_does_not_change_the_result_reruns_nothing(done: Path, here: Path, override: str) -> None:
+    config = write_config(here)
+    shutil.copytree(done, here / "runs" / "tiny")
+    before = made(here / "runs" / "tiny")
+    pipeline.run(config, overrides=[override], progress="quiet")
+    assert made(here / "runs" / "tiny") == before
+
+
+class Crash(Exception):
+    """Ends a run as a bug would."""
+
+
+@pytest.fixture
+def crashed(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A config whose run ended in the middle of the student's training, with a checkpoint."""
+    config = write_config(here)
+
+    def crash(log: Any, record: Mapping[str, Any]) -> None:
+        if record["stage"] == "student" and record["step"] >= 6:
+            raise Crash
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(MetricsLog, "append", crash)
+        pipeline.run(config, progress="quiet")
+    assert list((here / "runs" / "tiny" / "checkpoints" / "student").iterdir())
+    return config
+
+
+@pytest.mark.parametrize(
+    ("override", "code"), [("distill.optimizer.lr=0.5", 2), ("teacher.finetune.epochs=5", 2), ("", 3)]
+)
+def test_what_a_stopped_run_left_is_judged_before_anything_is_made_again(
+    crashed: Path, override: str, code: int
+) -> None:
+    """Finding out after the teacher was trained anew costs the hours that the checkpoint was to save."""
+    run = crashed.parent / "runs" / "tiny"
+    if code == 3:
+        rows = [json.loads(row) for row in (crashed.parent / "train.jsonl").read_text().splitlines()]
+        rows[-1]["text"] = next(row["text"] for row in rows if row["label"] == rows[-1]["label"])
+        (crashed.parent / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before, resolved = made(run), (run / "config.yaml").read_text()
+    overrides = [override] if override else []
+    with pytest.raises(DistillkitError, match="--force") as caught:
+        pipeline.run(crashed, overrides=overrides, progress="quiet")
+    assert caught.value.exit_code == code and "student" in str(caught.value)
+    assert made(run) == before and (run / "config.yaml").read_text() == resolved
+    weak = "teacher.allow_weak=true"  # other data or epochs may leave it no better than chance
+    assert main(["distill", str(crashed), *overrides, weak, "--force", "--quiet"]) == 0
+
+
+def test_a_stopped_run_goes_on_in_smaller_parts(crashed: Path) -> None:
+    """What the error for a full memory tells the user to do must not be refused."""
+    run = pipeline.run(crashed, overrides=["distill.batch.micro=2"], until="student", progress="quiet")
+    steps = [row["step"] for row in run.metrics.records() if row["stage"] == "student" and "terms" in row]
+    assert steps[0] > 4, "the first steps came from the checkpoint, whose lines the crash kept from the log"
+
+
+OWN_LOSS = """
+from distillkit.losses.base import Loss
+
+class Doubled(Loss):
+    needs_teacher = False
+
+    def forward(self, step):
+        return step.student.logits.square().mean() * {factor}
+"""
+
+
+def test_a_changed_file_of_code_reruns_what_it_touches(here: Path) -> None:
+    losses = {**CONFIG["distill"]["losses"], "own": {"use": "doubled"}}
+    config = write_config(here, distill={**CONFIG["distill"], "losses": losses})
+
+    def run(factor: int) -> dict[str, int]:
+        (here / "own.py").write_text(OWN_LOSS.format(factor=factor))
+        command = [sys.executable, "-B", "-m", "distillkit", "distill", "-q", "--code", "own.py", str(config)]
+        subprocess.run(command, cwd=here, check=True, capture_output=True)
+        return made(here / "runs" / "tiny")
+
+    first, same, other = run(2), run(2), run(3)
+    assert first == same
+    assert {name for name in other if other[name] != same[name]} == {"student"}
+
+
+def test_another_teacher_object_reruns_its_stages(here: Path) -> None:
+    def teacher(**changes: Any) -> Parts:
+        shape = {"layers": 1, "width": 16, "heads": 2, "vocab_size": 200, "positions": 32}
+        pretrain = PretrainSettings(corpus="corpus.txt", steps=2, max_length=24, batch=8)
+        return Parts(teacher=Bert(**{**shape, "pretrain": pretrain, **changes}))
+
+    config = write_config(here, distill={**CONFIG["distill"], "losses": {"kd": {"use": "logits"}}})
+
+    def run(parts: Parts) -> dict[str, int]:
+        overrides = ["teacher.allow_weak=true"]
+        return made(
+            pipeline.run(config, overrides=overrides, parts=parts, until="student", progress="quiet").path
+        )
+
+    first = run(teacher())
+    assert run(teacher()) == first
+    wider = run(teacher(width=32))
+    assert all(wider[name] > first[name] for name in ("tokenizer", "pretrain", "teacher", "student"))
+    tuned = run(teacher(width=32, finetune=FinetuneSettings(epochs=1)))
+    assert {name for name in tuned if tuned[name] != wider[name]} == {"teacher", "student"}
+
+
+def test_a_loss_object_is_not_changed_by_a_run_and_its_second_run_does_nothing(here: Path) -> None:
+    states = HiddenCosine()
+    parts = Parts(losses={"gold": (1.0, Gold()), "states": (1.0, states)})
+    first = made(pipeline.run(write_config(here), parts=parts, until="student", progress="quiet").path)
+    assert states.pairs == () and not len(states.projections)
+    assert (
+        made(pipeline.run(write_config(here), parts=parts, until="student", progress="quiet").path) == first
+    )
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "teacher", "student", "export", "bench"])
+def test_a_signal_stops_every_stage_and_the_same_command_goes_on(
+    here: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    config = write_config(here)
+    real = stages.MAKE[stage]
+
+    def signalled(job: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "MAKE", {**stages.MAKE, stage: signalled})
+        with pytest.raises(StoppedError) as caught:
+            pipeline.run(config, progress="quiet")
+    status = json.loads((here / "runs" / "tiny" / "status.json").read_text())
+    assert caught.value.exit_code == 75 and (status["state"], status["exit_code"]) == ("stopped", 75)
+    assert "bench" not in made(here / "runs" / "tiny")
+    assert (pipeline.run(config, progress="quiet").path / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("losses", "corpus", "kept"),
+    [
+        ({"kd": {"use": "logits"}}, None, "best"),
+        ({"kd": {"use": "logits"}}, "corpus.txt", "last"),
+        ({"states": {"use": "hidden_cosine"}}, None, "last"),
+        ({"gold": {"use": "gold"}, "states": {"use": "hidden_cosine"}}, None, "best"),
+    ],
+)
+def test_validation_chooses_weights_only_where_it_can_judge_them(
+    here: Path, monkeypatch: pytest.MonkeyPatch, losses: Any, corpus: str | None, kept: str
+) -> None:
+    told: dict[str, str] = {}
+
+    def spy(program: Any, feed: Any, settings: TrainSettings, *rest: Any, **named: Any) -> Any:
+        told[settings.stage] = settings.keep
+        return train(program, feed, settings, *rest, **named)
+
+    monkeypatch.setattr(stages, "train", spy)
+    phase = {**CONFIG["distill"], "losses": losses, **({"corpus": corpus} if corpus else {})}
+    pipeline.run(write_config(here, distill=phase), until="student", progress="quiet")
+    assert told["student"] == kept and told["teacher"] == "best"
 
 
 def test_single_stages_stop_where_they_are_asked_to(here: Path) -> None:
@@ -306,11 +499,3 @@ def test_a_report_that_fails_loses_nothing(here: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(stages, "MAKE", {**stages.MAKE, "report": broken})
     run = pipeline.run(write_config(here), progress="quiet")
     assert set(made(run.path)) == set(FOLDERS[:-1])
-
-
-def test_runtime_settings_change_no_digest(here: Path) -> None:
-    config = write_config(here)
-    pipeline.run(config, until="teacher", progress="quiet")
-    before = made(here / "runs" / "tiny")
-    pipeline.run(config, overrides=["runtime.log_every=7"], until="teacher", progress="quiet")
-    assert made(here / "runs" / "tiny") == before and RuntimeSettings().log_every == 20

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -18,7 +19,14 @@ from tiny import encoder, feed
 from torch import Tensor
 from training import StopAfter, digest, program, run, settings
 
-from distillkit.errors import ConfigError, DivergedError, IntegrityError, MissingError, StoppedError
+from distillkit.errors import (
+    ConfigError,
+    DivergedError,
+    IntegrityError,
+    MissingError,
+    ResourceError,
+    StoppedError,
+)
 from distillkit.losses.base import Loss, LossStack
 from distillkit.losses.gold import Gold
 from distillkit.model import FixedTeacher, Teacher
@@ -226,6 +234,166 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     again, result = run(tmp_path / "cut", how=how)
     assert result.resumed_from == 3
     assert digest(again) == digest(run(tmp_path / "whole", how=how)[0])
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_stop_within_an_evaluation_is_resumed_by_evaluating_again(tmp_path: Path, epoch: int) -> None:
+    """The evaluation chooses the best weights: one that was left out would keep others."""
+    scores = iter([0.1, 0.9, 0.4, 0.2])
+    left = iter(range(1, 9))
+
+    def stopped() -> dict[str, float]:
+        if next(left) == epoch:
+            raise StoppedError("while a model was evaluated")
+        return {"score": next(scores)}
+
+    def scored() -> dict[str, float]:
+        return {"score": next(scores)}
+
+    how = settings(save_every=1000, epochs=2, keep="best")
+    with pytest.raises(StoppedError):
+        run(tmp_path / "cut", how=how, evaluate=stopped)
+    again, result = run(tmp_path / "cut", how=how, evaluate=scored)
+    assert result.resumed_from == result.steps * epoch // 2
+    scores = iter([0.1, 0.9])
+    whole, expected = run(tmp_path / "whole", how=how, evaluate=scored)
+    assert result.best == expected.best and digest(again) == digest(whole)
+
+
+@pytest.fixture
+def in_fp16(monkeypatch: pytest.MonkeyPatch) -> list[torch.amp.GradScaler]:
+    """A run with the loss scaler of fp16, as on a GPU, computed in fp32; returns the scalers made."""
+    made: list[torch.amp.GradScaler] = []
+
+    def make(runtime: RuntimeSettings) -> Any:
+        accelerator = make_accelerator(runtime)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=4)
+        made.append(accelerator.scaler)
+        return accelerator
+
+    monkeypatch.setattr("distillkit.train.make_accelerator", make)
+    return made
+
+
+def test_the_loss_scaler_goes_on_where_it_was(tmp_path: Path, in_fp16: list[torch.amp.GradScaler]) -> None:
+    how = settings(save_every=2, log_every=1)
+    whole, _ = run(tmp_path / "whole", how=how)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", how=how, progress=StopAfter(6))
+    again, _ = run(tmp_path / "cut", how=how)
+    first, _, resumed = in_fp16
+    assert resumed.state_dict() == first.state_dict() and first.get_scale() > 1024
+    assert digest(again) == digest(whole)
+
+
+class Overflowing(Loss):
+    """Its gradient is infinite in the chosen calls, its value never."""
+
+    needs_teacher = False
+
+    def __init__(self, when: Callable[[int], bool]) -> None:
+        super().__init__()
+        self.when, self.calls = when, -1  # the check before the first step is a call too
+
+    def forward(self, step: Step) -> Tensor:
+        logits = step.student.logits
+        now = self.when(self.calls)
+        self.calls += 1
+        if now and logits.requires_grad:
+            logits = logits.clone()
+            logits.register_hook(lambda gradient: gradient * float("inf"))
+        return logits.square().mean()
+
+
+def test_a_step_that_overflows_in_fp16_is_skipped_counted_and_logged(
+    tmp_path: Path, in_fp16: list[torch.amp.GradScaler]
+) -> None:
+    made = program()
+    made.stack.losses["odd"] = Overflowing(lambda call: call in (2, 3))
+    made.stack.weights["odd"] = 0.1
+    states: list[str] = []
+
+    class Watch(Quiet):
+        def step(self, stage: str, step: int, total: int, record: Mapping[str, Any]) -> None:
+            states.append(digest(made))
+
+    run(tmp_path, made=made, how=settings(log_every=1, epochs=1), progress=Watch())
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    skipped = [record.get("skipped") for record in records]
+    norms = [record["grad_norm"] for record in records]
+    assert [value for value in skipped if value] == [1, 2]
+    at = skipped.index(1)
+    assert norms[at] is None and norms[at + 1] is None and all(norms[:at]) and all(norms[at + 2 :])
+    assert states[at] == states[at - 1] == states[at + 1] != states[at + 2]
+
+
+def test_fp16_that_overflows_without_end_has_diverged(
+    tmp_path: Path, in_fp16: list[torch.amp.GradScaler]
+) -> None:
+    made = program()
+    made.stack.losses["odd"] = Overflowing(lambda call: call >= 0)
+    made.stack.weights["odd"] = 0.1
+    with pytest.raises(DivergedError, match="51 steps in a row") as caught:
+        run(tmp_path, made=made, how=settings(epochs=12, save_every=1000))
+    assert caught.value.exit_code == 6
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+@pytest.mark.parametrize("place", ["check", "step", "optimizer"])
+def test_memory_that_runs_out_anywhere_ends_with_7_and_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: Exception
+) -> None:
+    made = program()
+    calls = iter(range(100))
+
+    def out(*given: Any, **named: Any) -> Any:
+        raise error
+
+    if place == "optimizer":
+        monkeypatch.setattr(torch.optim.AdamW, "step", out)
+    else:
+        real, wanted = Gold.forward, {"check": 0, "step": 2}[place]
+
+        def forward(self: Gold, step: Step) -> Tensor:
+            return out() if next(calls) == wanted else real(self, step)
+
+        monkeypatch.setattr(Gold, "forward", forward)
+    with pytest.raises(ResourceError, match=r"out of memory.*") as caught:
+        run(tmp_path, made=made)
+    assert caught.value.exit_code == 7 and "batch.micro" in str(caught.value)
+
+
+def test_an_error_that_is_not_about_memory_is_not_told_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: Any, **named: Any) -> Any:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(Gold, "forward", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        run(tmp_path)
+
+
+def test_other_parts_of_a_batch_go_on_with_a_remark_and_other_data_with_force_alone(tmp_path: Path) -> None:
+    how = settings(save_every=2, log_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, how=how, progress=StopAfter(3))
+    _, result = run(tmp_path, data=feed(tmp_path / "cache", micro=2), how=how)
+    assert result.resumed_from == 2 and "micro 1 -> 2" in result.remarks[0]
+    for path in sorted((tmp_path / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(path)
+    fewer = feed(tmp_path / "cache", count=12)
+    with pytest.raises(ConfigError, match="--force"):
+        run(tmp_path, data=fewer, how=how)
+    _, forced = run(tmp_path, data=fewer, how=replace(how, force=True, epochs=9))
+    assert forced.resumed_from > 0 and "forced to go on" in forced.remarks[0]
 
 
 def test_all_checkpoints_damaged_is_an_error_and_not_a_fresh_start(tmp_path: Path) -> None:

@@ -24,9 +24,9 @@ from distillkit.signals import Signals
 from distillkit.train import Distillation, Hooks, TrainResult, TrainSettings, train
 
 
-def program(*, dropout: float = 0.1) -> Distillation:
+def program(*, dropout: float = 0.1, width: int = 8) -> Distillation:
     teacher = encoder(1, layers=2, width=16)
-    student = encoder(2, layers=1, width=8, dropout=dropout)
+    student = encoder(2, layers=1, width=width, dropout=dropout)
     torch.manual_seed(3)
     stack = LossStack({"gold": (0.5, Gold()), "kd": (0.7, Logits()), "states": (1.0, HiddenCosine())})
     stack.bind(student.spec, {"teacher": teacher.spec})
@@ -43,7 +43,7 @@ def settings(
         save_every=save_every,
         seed=11,
         runtime=RuntimeSettings(device="cpu", precision="fp32", log_every=log_every),
-        config_digest="config",
+        settings_digest="config",
         keep=keep,  # type: ignore[arg-type]
         metric="score",
     )

@@ -8,11 +8,13 @@ the machine, the settings and one row per variant, in the form that the report r
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -34,6 +36,8 @@ Role = Literal["teacher", "student"]
 Backend = Literal["pytorch", "onnxruntime"]
 _START_UP = 120.0
 _SLACK = 20.0
+_LOOK_UP = 0.5
+"""Seconds between two looks at whether a stop was asked for; rare enough not to disturb what is timed."""
 _TOLD = ("provider", "size_bytes", "parameters", "flops", "peak_memory_bytes", "load_seconds")
 
 
@@ -94,8 +98,12 @@ def bench(
     *,
     seed: int,
     command: Sequence[str],
+    between: Callable[[], None] = lambda: None,
 ) -> list[Measurement]:
-    """Measure every variant with `command` request.json result.json, and write folder/measurements.json."""
+    """Measure every variant with `command` request.json result.json, and write folder/measurements.json.
+
+    between: called while a process measures; what it raises ends that process and this call.
+    """
     provider = _provider(settings)
     threads = settings.threads or physical_cores()
     load_before = os.getloadavg()
@@ -103,6 +111,7 @@ def bench(
     with tempfile.TemporaryDirectory() as scratch:
         _save_samples(samples, Path(scratch))
         for variant in variants:
+            between()
             bare = Measurement(variant.name, variant.role, variant.backend, provider, threads=threads)
             if variant.live is not None:
                 rows.append(_measure_here(bare, variant.live, settings, samples, labels, seed=seed))
@@ -118,7 +127,9 @@ def bench(
                 "samples": scratch,
                 "settings": settings.model_dump(mode="json"),
             }
-            result, reason = run_child(command, request, Path(scratch), limit=_limit(settings))
+            result, reason = run_child(
+                command, request, Path(scratch), limit=_limit(settings), between=between
+            )
             if result is None:
                 rows.append(replace(bare, status=reason))
                 continue
@@ -144,9 +155,16 @@ def bench(
 
 
 def run_child(
-    command: Sequence[str], request: dict[str, Any], scratch: Path, *, limit: float
+    command: Sequence[str],
+    request: dict[str, Any],
+    scratch: Path,
+    *,
+    limit: float,
+    between: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Any] | None, str]:
-    """(result, "") of one child process, or (None, why there is none)."""
+    """(result, "") of one child process, or (None, why there is none). A signal to this process's group does
+    not reach it.
+    """
     ask, answer = scratch / "request.json", scratch / "result.json"
     answer.unlink(missing_ok=True)
     ask.write_text(json.dumps(request))
@@ -155,22 +173,30 @@ def run_child(
         "OMP_NUM_THREADS": str(request["threads"]),
         "TOKENIZERS_PARALLELISM": "false",
     }
-    try:
-        done = subprocess.run(
-            [*command, str(ask), str(answer)],
-            capture_output=True,
-            text=True,
-            timeout=limit,
-            env=environment,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return None, f"did not finish within {limit:.0f} s"
-    if done.returncode < 0:
-        return None, f"the process was killed by signal {-done.returncode}"
+    started = time.monotonic()
+    with subprocess.Popen(
+        [*command, str(ask), str(answer)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as child:
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    _, said = child.communicate(timeout=_LOOK_UP)
+                    break
+                between()
+                if time.monotonic() - started > limit:
+                    return None, f"did not finish within {limit:.0f} s"
+        finally:
+            child.kill()
+    if child.returncode < 0:
+        return None, f"the process was killed by signal {-child.returncode}"
     if not answer.is_file():
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        return None, f"failed (exit code {done.returncode}): {lines[-1] if lines else 'no message'}"
+        lines = [line for line in said.splitlines() if line.strip()]
+        return None, f"failed (exit code {child.returncode}): {lines[-1] if lines else 'no message'}"
     result: dict[str, Any] = json.loads(answer.read_text())
     return (result, "") if "error" not in result else (None, str(result["error"]))
 

@@ -40,6 +40,8 @@ class Feed(ABC):
 
     digest: str
     """Identifies the content and the order; a checkpoint of another digest is not resumed."""
+    micro: int
+    """Parts that a step is computed in, at most; says nothing about what is computed."""
 
     @abstractmethod
     def num_steps(self, epoch: int) -> int:
@@ -170,9 +172,8 @@ class TaskFeed(Feed):
 
     def __init__(self, encoded: Encoded, settings: BatchSettings, *, seed: int) -> None:
         self.encoded, self.settings, self.seed = encoded, settings, seed
-        self.digest = hashlib.sha256(
-            f"{encoded.digest} {settings.model_dump_json()} {seed}".encode()
-        ).hexdigest()
+        self.digest = hashlib.sha256(f"{encoded.digest} {settings.identity()} {seed}".encode()).hexdigest()
+        self.micro = settings.micro
         self._plan: tuple[int, list[list[NDArray[np.int64]]]] = (-1, [])
 
     def num_steps(self, epoch: int) -> int:

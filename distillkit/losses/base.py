@@ -33,11 +33,15 @@ class Loss(nn.Module, ABC):
     """
     needs_teacher: bool = True
     needs_labels: bool = False
+    trains_logits: bool = True
+    """Whether it reaches the student's answers, which the task's validation judges."""
     kinds: tuple[str, ...] = ("classification", "regression")
     """Task kinds it is defined for."""
 
     def bind(self, student: Spec, teachers: Mapping[str, Spec]) -> None:
-        """Called once when sizes are known; makes projections; raises ConfigError where sizes clash."""
+        """Called when sizes are known, and again should they change; makes projections, whose first weights
+        torch's generator draws; raises ConfigError where sizes clash.
+        """
 
     def count(self, batch: Batch) -> int:
         """Positions the mean is taken over; lets micro-batches and ranks be joined exactly."""
@@ -84,8 +88,8 @@ class LossStack(nn.Module):
         return any(loss.needs_teacher for loss in self.terms.values())
 
     @property
-    def needs_labels(self) -> bool:
-        return any(loss.needs_labels for loss in self.terms.values())
+    def trains_logits(self) -> bool:
+        return any(loss.trains_logits for loss in self.terms.values())
 
     def bind(self, student: Spec, teachers: Mapping[str, Spec]) -> None:
         """Tell every loss the sizes of what it compares."""
@@ -104,14 +108,8 @@ class LossStack(nn.Module):
         totals: counted positions of each term over all micro-batches and ranks of the optimizer step; the
         shares of all of them add up to the exact mean. By default this batch is the whole.
         """
-        raw = self.raw(step)
         counts = self.counts(step.batch)
-        shares = {
-            name: value * (counts[name] / max(1, totals[name])) if totals is not None else value
-            for name, value in raw.items()
-        }
-        total = torch.stack([self.weights[name] * share for name, share in shares.items()]).sum()
-        return total, {name: share.detach() for name, share in shares.items()}
+        return joined(self.raw(step), self.weights, counts, counts if totals is None else totals)
 
     def raw(self, step: Step) -> dict[str, Tensor]:
         """Each term's unweighted mean over this batch, attached."""
@@ -157,6 +155,22 @@ class LossStack(nn.Module):
                     where=where,
                     hint="it could never act",
                 )
+
+
+def joined(
+    terms: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    counts: Mapping[str, int],
+    totals: Mapping[str, int],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """(a micro-batch's share of the weighted total of a step, detached unweighted share of each term).
+
+    terms: means over this micro-batch's counted positions; counts: how many these are; totals: how many they
+    are over all micro-batches and ranks of the step. The shares of all of them add up to the exact means.
+    """
+    shares = {name: value * (counts[name] / max(1, totals[name])) for name, value in terms.items()}
+    total = torch.stack([weights[name] * share for name, share in shares.items()]).sum()
+    return total, {name: share.detach() for name, share in shares.items()}
 
 
 def gradient_shares(weighted: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> dict[str, float]:

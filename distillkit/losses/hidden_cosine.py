@@ -38,6 +38,7 @@ class HiddenCosine(Loss):
     """
 
     needs = Want(access=Access.ALL_STATES)
+    trains_logits = False
 
     def __init__(
         self, *, layer_map: LayerMap = "last", projection: Literal["auto", "linear", "none"] = "auto"
@@ -60,9 +61,8 @@ class HiddenCosine(Loss):
                 hint="add projection: linear",
             )
         if differ or self.projection == "linear":
-            generator = torch.Generator().manual_seed(len(self.pairs))
             self.projections = nn.ModuleList(
-                _linear(student.hidden_dim, teacher.hidden_dim, generator) for _ in self.pairs
+                _linear(student.hidden_dim, teacher.hidden_dim) for _ in self.pairs
             )
 
     def count(self, batch: Batch) -> int:
@@ -77,7 +77,7 @@ class HiddenCosine(Loss):
         return torch.stack(terms).mean()
 
 
-def _linear(width: int, out: int, generator: torch.Generator) -> nn.Linear:
+def _linear(width: int, out: int) -> nn.Linear:
     layer = nn.Linear(width, out, bias=False)
-    nn.init.normal_(layer.weight, std=width**-0.5, generator=generator)
+    nn.init.normal_(layer.weight, std=width**-0.5)
     return layer

@@ -44,16 +44,10 @@ def layer_pairs(layer_map: LayerMap, *, student_layers: int, teacher_layers: int
                 where="layer_map",
                 hint=f"0 (embeddings) to {top} (last block)",
             )
-        if side == 0 and any(low >= high for low, high in pairwise(states)):
+        if any(low >= high for low, high in pairwise(states)):
             raise ConfigError(
-                f"student states {states} are not strictly increasing",
+                f"{name} states {states} are not strictly increasing",
                 where="layer_map",
-                hint="each student state learns once",
-            )
-        if side == 1 and any(low > high for low, high in pairwise(states)):
-            raise ConfigError(
-                f"teacher states {states} are not increasing",
-                where="layer_map",
-                hint="order the pairs by depth",
+                hint="order the pairs by depth, each state once",
             )
     return pairs

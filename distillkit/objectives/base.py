@@ -63,7 +63,7 @@ class Objective(ABC):
         """One forward of the model and its named terms (each a mean over its counted positions)."""
 
     def metrics(self, examples: Examples) -> Mapping[str, float]:
-        """Figures worth logging of an epoch's data (label balance, padding, mask rate)."""
+        """Figures worth logging of an epoch's data (how many, how long, balance of labels)."""
         return {}
 
     def remarks(self, examples: Examples) -> Sequence[str]:

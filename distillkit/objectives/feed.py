@@ -24,7 +24,8 @@ class ObjectiveFeed(Feed):
             tokens=settings.batch * settings.max_length, examples=settings.batch, micro=settings.micro
         )
         content = [facts["sha256"] for facts in files.read_manifest(folder)["files"].values()]
-        self.digest = hashlib.sha256(f"{content} {settings.model_dump_json()} {seed}".encode()).hexdigest()
+        self.digest = hashlib.sha256(f"{content} {settings.identity()} {seed}".encode()).hexdigest()
+        self.micro = settings.micro
         self._epoch = -1
         self._examples: Examples
         self._plan: list[list[NDArray[np.int64]]] = []

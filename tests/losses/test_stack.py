@@ -63,7 +63,7 @@ def test_the_total_is_the_weighted_sum_and_terms_come_out_unweighted_and_detache
 def test_needs_join_to_the_deepest() -> None:
     assert LossStack({"a": (1.0, Logits())}).needs.access is Access.SCORES
     assert LossStack({"a": (1.0, Logits()), "b": (1.0, HiddenCosine())}).needs.access is Access.ALL_STATES
-    assert LossStack({"a": (1.0, Gold())}).needs_labels and not LossStack({"a": (1.0, Gold())}).needs_teacher
+    assert LossStack({"a": (1.0, Gold())}).trains_logits and not LossStack({"a": (1.0, Gold())}).needs_teacher
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
