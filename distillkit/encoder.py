@@ -32,9 +32,18 @@ from transformers import (
 from distillkit.errors import DivergedError, ModelError, SecurityError
 from distillkit.model import Student
 from distillkit.settings import Labels
-from distillkit.types import Access, Batch, Outputs, Spec, Swap, Want
+from distillkit.types import Access, Batch, Outputs, Projections, Spec, Swap, Want
 
 _CODE_KEYS = ("auto_map", "custom_pipelines")
+_PARTS = ("query", "key", "value")
+_PROJECTIONS = (
+    _PARTS,
+    ("q_lin", "k_lin", "v_lin"),
+    ("q_proj", "k_proj", "v_proj"),
+    ("query_proj", "key_proj", "value_proj"),
+    ("q", "k", "v"),
+)
+"""What the families of `transformers` call these three linear maps."""
 _IMPLEMENTATION = "_implementation"
 """A key that holds this names a kernel, which `transformers` may fetch and import."""
 _BUILT_IN = (None, True, False, "eager", "sdpa")
@@ -64,9 +73,14 @@ class Encoder(Student):
                 "attention_mask", None
             )  # nothing is padded: attention without a mask is the same and faster
         states: dict[int, Tensor] = {}
+        projected: dict[tuple[int, str], Tensor] = {}
         with ExitStack() as hooks:
             for index, change in (swap or {}).items():
                 hooks.enter_context(_changed(self._blocks[index], change))
+            if want.attention:
+                for index, block in enumerate(self._blocks):
+                    for part, module in _projections(block).items():
+                        hooks.enter_context(_read(module, projected, (index, part)))
             if want.access >= Access.ALL_STATES:
                 hooks.enter_context(_read_input(self._blocks[0], states, 0))
                 for index, block in enumerate(self._blocks, start=1):
@@ -74,7 +88,12 @@ class Encoder(Student):
             elif want.access == Access.FINAL_STATES:
                 hooks.enter_context(_read(self._blocks[-1], states, 0))
             logits = self.model(**inputs, return_dict=True).logits
-        return Outputs(logits=logits.float(), hidden=tuple(states[index] for index in range(len(states))))
+        attention = (
+            Projections(*(_heads(projected[index, part], self.spec.num_heads) for part in _PARTS))
+            for index in range(len(projected) // len(_PARTS))
+        )
+        hidden = (states[index] for index in range(len(states)))
+        return Outputs(logits=logits.float(), hidden=tuple(hidden), attention=tuple(attention))
 
     def exportable(self) -> nn.Module:
         model = copy.deepcopy(self.model).eval()
@@ -349,8 +368,29 @@ def _first(output: Any) -> Tensor:
     return tensor
 
 
+def _projections(block: nn.Module) -> dict[str, nn.Module]:
+    """The three linear maps that make a block's queries, keys and values.
+
+    Raises ModelError where the block has none of its own under a name that is known.
+    """
+    named = {name.rsplit(".", 1)[-1]: part for name, part in block.named_modules()}
+    for names in _PROJECTIONS:
+        if all(name in named for name in names):
+            return {part: named[name] for part, name in zip(_PARTS, names, strict=True)}
+    raise ModelError(
+        "queries, keys and values were not found in the blocks of this model",
+        where="model",
+        hint="it computes them together; use a loss on hidden states instead",
+    )
+
+
+def _heads(states_BLD: Tensor, num_heads: int) -> Tensor:
+    """`[B, L, D]` -> `[B, H, L, D / H]`."""
+    return states_BLD.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
 @contextmanager
-def _read(module: nn.Module, states: dict[int, Tensor], index: int) -> Iterator[None]:
+def _read(module: nn.Module, states: dict[Any, Tensor], index: Any) -> Iterator[None]:
     handle = module.register_forward_hook(
         lambda _module, _inputs, output: states.__setitem__(index, _first(output))
     )

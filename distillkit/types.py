@@ -1,12 +1,12 @@
 """The few values that travel between modules. All frozen; all readable at a glance.
 
-Shape legend, used everywhere: B examples, L tokens, V vocabulary entries or classes, D width, N counted
-positions.
+Shape legend, used everywhere: B examples, L tokens, V vocabulary entries or classes, D width, H attention
+heads, N answers (an example each, or a scored token each).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
@@ -29,13 +29,18 @@ class Want:
     """What a forward returns beside the logits. Wants join with `|`; a new request is a new field here.
 
     access: FINAL_STATES asks for the last block's output, ALL_STATES for the embeddings' and every block's.
+    attention: the queries, keys and values of every block; part of ALL_STATES.
     """
 
     access: Access = Access.SCORES
+    attention: bool = False
 
     def __or__(self, other: Want) -> Want:
-        return Want(access=max(self.access, other.access))
+        return Want(max(self.access, other.access), self.attention or other.attention)
 
+
+IGNORED = -100
+"""Label of a token that has none."""
 
 Swap = Mapping[int, Callable[[Tensor], Tensor]]
 """Block index (0-based) -> function of that block's output `[B, L, D]`; keys are the blocks to intervene on.
@@ -48,10 +53,12 @@ class Batch:
 
     inputs: what the model takes, by name (`input_ids` `[B, L]`, `attention_mask` `[B, L]`, `token_type_ids`
         `[B, L]`).
-    labels: `[B]` class ids (int64) or targets (float32); `[B, L]` for token tasks (-100 = not counted); None:
-        unlabelled.
+    labels: `[B]` class ids (int64) or targets (float32); `[B, L]` class or vocabulary ids for token tasks
+        (IGNORED where a position has none); None: unlabelled.
     mask: `[B, L]` bool, True at real tokens, the positions that hidden-state losses count.
     ids: `[B]` int64 stable example ids, so that teacher outputs can be cached and joined.
+    scored: `[B, L]` bool, the tokens that a model answers, for token tasks; None: it answers whole examples.
+    epoch: which pass over the data this is; keys random choices together with seed and ids.
     sequence_labels: `[B]` int64, a label of each sequence beside the labels of its tokens (NSP); None where
         there is none.
     full: nothing is padded, known without looking at the mask; attention then needs none.
@@ -65,10 +72,24 @@ class Batch:
     texts: tuple[tuple[str, ...], ...] | None = None
     sequence_labels: Tensor | None = None
     full: bool = False
+    scored: Tensor | None = None
+    epoch: int = 0
 
     @property
     def num_examples(self) -> int:
         return int(self.ids.shape[0])
+
+    @property
+    def num_answers(self) -> int:
+        """Rows of `Outputs.logits`: examples, or scored tokens."""
+        return self.num_examples if self.scored is None else int(self.scored.sum())
+
+    @property
+    def targets(self) -> Tensor | None:
+        """`[N]` the label of each answer (IGNORED where a scored token has none); None: unlabelled."""
+        if self.labels is None or self.scored is None:
+            return self.labels
+        return self.labels[self.scored]
 
     @property
     def num_tokens(self) -> int:
@@ -85,25 +106,42 @@ class Batch:
             sequence_labels=None
             if self.sequence_labels is None
             else self.sequence_labels.to(device, non_blocking=True),
+            scored=None if self.scored is None else self.scored.to(device, non_blocking=True),
         )
+
+
+@dataclass(frozen=True)
+class Projections:
+    """What the attention of one block computes with, `[B, H, L, D / H]` each, before any scaling."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
 
 
 @dataclass(frozen=True)
 class Outputs:
     """What a model says. Teacher and student return the same type.
 
-    logits: `[B, V]` (`[B, L, V]` for token tasks; `[B, 1]` for regression).
+    logits: `[N, V]`, a row for each answer: N = B for tasks on whole examples (`[B, 1]` for regression), the
+        scored positions in row-major order for token tasks.
     hidden: num_layers + 1 tensors `[B, L, D]`; `hidden[0]` is the embedding output, `hidden[l]` the output of
         block l. With Access.FINAL_STATES it holds one tensor, the last. Empty where not asked for.
+    attention: num_layers Projections, `attention[b]` those of block b + 1. Empty where not asked for.
     """
 
     logits: Tensor
-    hidden: tuple[Tensor, ...] = ()
+    hidden: Sequence[Tensor] = ()
+    attention: Sequence[Projections] = ()
 
 
 @dataclass(frozen=True)
 class Step:
-    """All that a loss may look at. A new signal is a new field here, never a new argument in every loss."""
+    """All that a loss may look at. A new signal is a new field here, never a new argument in every loss.
+
+    counterfactual: the same batch once more, answered by student and teachers after the same intervention on
+        both (`distillkit.interchange`); None where no loss asks for Access.INTERVENTIONS.
+    """
 
     batch: Batch
     student: Outputs

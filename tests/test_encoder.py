@@ -107,6 +107,14 @@ def test_other_families_have_the_same_form(tmp_path: Path, settings: object) -> 
         assert torch.allclose(ours, state, atol=1e-6)
     model.save(tmp_path / "saved", LABELS)
     assert torch.equal(Encoder.load(tmp_path / "saved").eval().outputs(rows, want=SCORES).logits, told.logits)
+    model.model.set_attn_implementation("eager")
+    eager = model.model(**inputs, output_attentions=True)
+    told = model.outputs(rows, want=Want(access=Access.ALL_STATES, attention=True))
+    hidden_B11L = torch.where(rows.mask, 0.0, -torch.inf)[:, None, None, :]
+    for ours, weights in zip(told.attention, eager.attentions, strict=True):
+        scores = ours.query @ ours.key.transpose(-1, -2) / ours.query.shape[-1] ** 0.5 + hidden_B11L
+        assert ours.value.shape == ours.query.shape
+        assert torch.allclose(scores.softmax(-1), weights, atol=1e-6)
 
 
 def test_an_encoder_decoder_is_refused_in_words() -> None:

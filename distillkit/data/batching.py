@@ -110,7 +110,7 @@ def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, *, max_length: int, c
     )
 
 
-def collate(encoded: Encoded, rows: NDArray[np.int64]) -> Batch:
+def collate(encoded: Encoded, rows: NDArray[np.int64], *, epoch: int = 0) -> Batch:
     """The chosen rows, padded to the longest of them."""
     starts = encoded.offsets[rows]
     lengths = encoded.offsets[rows + 1] - starts
@@ -132,6 +132,7 @@ def collate(encoded: Encoded, rows: NDArray[np.int64]) -> Batch:
         ids=torch.from_numpy(encoded.ids[rows]),
         texts=tuple(encoded.texts[row] for row in rows),
         full=bool(lengths.min() == width),
+        epoch=epoch,
     )
 
 
@@ -180,7 +181,7 @@ class TaskFeed(Feed):
         return len(self._epoch(epoch))
 
     def step(self, epoch: int, index: int) -> list[Batch]:
-        return [collate(self.encoded, rows) for rows in self._epoch(epoch)[index]]
+        return [collate(self.encoded, rows, epoch=epoch) for rows in self._epoch(epoch)[index]]
 
     def _epoch(self, epoch: int) -> list[list[NDArray[np.int64]]]:
         if self._plan[0] != epoch:
@@ -212,8 +213,16 @@ def _even(
 
 
 def _deal(rows: NDArray[np.int64], parts: int) -> list[NDArray[np.int64]]:
-    """Contiguous parts of the length-sorted rows; fewer than `parts` where rows are fewer."""
-    return list(np.array_split(rows, min(parts, len(rows))))
+    """Contiguous parts of the length-sorted rows; fewer than `parts` where rows are fewer.
+
+    Rows 2k and 2k + 1 of a step stay together, and an odd last one with the two before it: they are the
+    sources of each other's interventions (`distillkit.interchange`).
+    """
+    pairs = len(rows) // 2
+    if pairs < 2 or parts == 1:
+        return [rows]
+    cuts = [len(part) for part in np.array_split(np.arange(pairs), min(parts, pairs))]
+    return np.split(rows, 2 * np.cumsum(cuts)[:-1])
 
 
 def _tokenise(

@@ -30,9 +30,8 @@ from distillkit import files
 from distillkit.errors import DataError
 from distillkit.objectives.base import Examples, LossTerm, Objective
 from distillkit.objectives.masking import choose, choose_words, corrupt, keyed_uniform
-from distillkit.types import Batch
+from distillkit.types import IGNORED, Batch
 
-IGNORED = -100
 IS_NEXT, IS_RANDOM = 0, 1
 _CHUNK = 2000
 _SPECIAL = 3  # [CLS], [SEP], [SEP]

@@ -15,11 +15,12 @@ from tiny import WORDS, tokenizer
 from transformers import BertForPreTraining
 
 from distillkit.errors import DataError
-from distillkit.objectives.bert import IGNORED, BertObjective, Pairs, build_pairs
+from distillkit.objectives.bert import BertObjective, Pairs, build_pairs
 from distillkit.objectives.feed import ObjectiveFeed
 from distillkit.objectives.masking import choose, choose_words, corrupt, keyed_uniform
 from distillkit.settings import PretrainSettings
 from distillkit.teachers.bert import Bert
+from distillkit.types import IGNORED
 
 LENGTH = 32
 
