@@ -386,7 +386,8 @@ def _projections(block: nn.Module) -> dict[str, nn.Module]:
 
 def _heads(states_BLD: Tensor, num_heads: int) -> Tensor:
     """`[B, L, D]` -> `[B, H, L, D / H]`."""
-    return states_BLD.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    B, L, D = states_BLD.shape
+    return states_BLD.view(B, L, num_heads, D // num_heads).transpose(1, 2)
 
 
 @contextmanager
