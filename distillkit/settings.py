@@ -20,9 +20,16 @@ Index = Annotated[int, Field(ge=0)]
 Folder = Annotated[str, Field(min_length=1, json_schema_extra={"format": "path"})]
 """A folder, relative to the config; it reaches the component as an absolute path."""
 LayerPair = Annotated[tuple[Index, Index], Field(strict=False)]
-LayerMap = Literal["last", "uniform", "skip"] | Annotated[list[LayerPair], Field(min_length=1)]
-"""How student states meet teacher states: a strategy, or explicit [student, teacher] pairs (0 =
-embeddings)."""
+LayerPairs = Annotated[list[LayerPair], Field(min_length=1)]
+"""Explicit [student, teacher] pairs of states or blocks."""
+LayerMap = Literal["last", "uniform", "skip", "embeddings", "tinybert"] | LayerPairs
+"""How student states meet teacher states: a strategy, or explicit pairs (0 = embeddings)."""
+Trust = Literal["always", "right", "confidence"]
+"""How much an answer of the teacher counts: always 1; 1 where it is the gold label, else 0; its
+probability."""
+Projection = Literal["auto", "shared", "linear", "none"]
+"""From the student's width to the teacher's: auto is linear where widths differ; shared is one map for all
+pairs, always; linear is one map a pair, always."""
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,60}$")]
@@ -143,6 +150,26 @@ class Initialise(Section):
     )
 
 
+class Schedule(Section):
+    """A weight that changes in a straight line over its phase (BAM's teacher annealing: gold from 0 to 1,
+    logits from 1 to 0).
+    """
+
+    start: NonNegative = Field(description="weight at the first step")
+    end: NonNegative = Field(description="weight at the end")
+    over: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="share of the phase after which the end is reached and kept"
+    )
+
+    def __str__(self) -> str:
+        over = f" over {self.over:.0%} of the phase" if self.over < 1 else ""
+        return f"({self.start:g} to {self.end:g}{over})"
+
+    def at(self, progress: float) -> float:
+        """The weight when `progress` (0 to 1) of the phase is done."""
+        return self.start + (self.end - self.start) * min(1.0, progress / self.over)
+
+
 class LossComponent(Component):
     """One term of the loss stack; the other keys are that loss's settings.
 
@@ -150,10 +177,16 @@ class LossComponent(Component):
     """
 
     needs_labels: ClassVar[bool] = False
-    kinds: ClassVar[tuple[str, ...]] = ("classification", "regression")
-    weight: Positive = Field(
-        default=1.0, description="factor of this term in the total; a term that should not act is left out"
+    kinds: ClassVar[tuple[str, ...]] = ("classification", "regression", "token_classification", "mlm")
+    weight: Positive | Schedule = Field(
+        default=1.0,
+        description="factor of this term in the total: a number, or {start, end, over}; a term that should "
+        "not act is left out",
     )
+
+    @property
+    def shown_weight(self) -> str:
+        return f"{self.weight:g}" if isinstance(self.weight, float) else str(self.weight)
 
 
 class TeacherComponent(Component):
@@ -208,6 +241,27 @@ class TaskSettings(Section):
     )
 
 
+class InterchangeSettings(Section):
+    """Interchange interventions (DIITO, Wu et al. 2022): which states of an example are replaced by those of
+    another one, in the teacher and in the student alike. Used where a loss asks for them.
+    """
+
+    sites: Literal["middle", "late", "multilayer"] | LayerPairs = Field(
+        default="middle", description="blocks that meet: a strategy, or [student, teacher] blocks from 1"
+    )
+    rate: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.3, description="share of the tokens whose states are replaced"
+    )
+    positions: Literal["span", "random"] = Field(
+        default="span", description="one run of neighbouring tokens, or tokens anywhere"
+    )
+    site_offset: Literal["same", "reference"] = Field(
+        default="same",
+        description="same: the output of a block is replaced by the output of that block; reference: by its "
+        "input, as the published code does",
+    )
+
+
 class Phase(Section):
     """One phase of distillation: its data, losses and settings."""
 
@@ -222,6 +276,7 @@ class Phase(Section):
     epochs: Count = Field(default=3, description="passes over the phase's data")
     batch: BatchSettings = BatchSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+    interchange: InterchangeSettings = InterchangeSettings()
     save_every: Count = Field(default=500, description="steps between checkpoints")
     keep: Literal["best", "last"] | None = Field(
         default=None,

@@ -34,6 +34,7 @@ from distillkit.digests import Training
 from distillkit.encoder import Encoder
 from distillkit.errors import ModelError
 from distillkit.export.bundle import export as export_student
+from distillkit.interchange import Interchange
 from distillkit.losses.base import TEACHER, LossStack
 from distillkit.losses.gold import Gold
 from distillkit.model import (
@@ -67,7 +68,7 @@ from distillkit.train import (
     make_accelerator,
     train,
 )
-from distillkit.types import Batch, Outputs, Want
+from distillkit.types import Access, Batch, Outputs, Want
 from distillkit.world import World
 
 Save = Callable[[Path], None]
@@ -254,7 +255,7 @@ def student(job: Job) -> Save:
         torch.manual_seed(keyed_seed(job.config.seed, name))  # first weights of projections
         bind(job.config, index, stack, student=model.spec, teacher=fixed.spec)
         feed = _task_feed(job, phase.batch) if phase.corpus is None else _corpus_feed(job, name, phase)
-        program = Distillation(model, stack, {TEACHER: fixed})
+        program = Distillation(model, stack, {TEACHER: fixed}, _interchange(job, phase, stack, model, fixed))
         judged = phase.corpus is None and stack.trains_logits
         how = _settings(
             job, name, phase, epochs=phase.epochs, keep=phase.keep or ("best" if judged else "last")
@@ -377,6 +378,15 @@ def _validation(job: Job, stage: str, program: Distillation) -> Callable[[], Map
         return scores
 
     return measure
+
+
+def _interchange(
+    job: Job, phase: Phase, stack: LossStack, model: Student, fixed: Teacher
+) -> Interchange | None:
+    """What is swapped in a phase, where a loss of it asks for interventions."""
+    if stack.needs.access < Access.INTERVENTIONS:
+        return None
+    return Interchange(phase.interchange, seed=job.config.seed, student=model.spec, teacher=fixed.spec)
 
 
 def _settings(
@@ -530,5 +540,5 @@ def _losses_in_words(config: RunConfig) -> dict[str, str]:
             rest = loss.model_dump(mode="json", exclude={"use", "weight"})
             settings = "".join(f", {key} {value}" for key, value in rest.items())
             key = name if len(config.phases) == 1 else f"{name} (phase {number})"
-            words[key] = f"{loss.weight:g} x {loss.use}{settings}"
+            words[key] = f"{loss.shown_weight} x {loss.use}{settings}"
     return words

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from distillkit import checkpoint
 from distillkit.data.batching import Feed
 from distillkit.errors import ConfigError, DivergedError, MissingError, ResourceError, StoppedError
+from distillkit.interchange import Interchange, run_twice
 from distillkit.losses.base import LossStack, gradient_shares, joined
 from distillkit.model import Student, Teacher
 from distillkit.objectives.base import Objective
@@ -37,7 +39,7 @@ from distillkit.progress import Progress
 from distillkit.rundir import MetricsLog
 from distillkit.settings import OptimizerSettings, RuntimeSettings
 from distillkit.signals import Signals
-from distillkit.types import Batch, Step
+from distillkit.types import Access, Batch, Step
 
 MOST_SKIPPED = 50
 """Steps in a row that the fp16 scaler may skip for an overflow before the training counts as diverged."""
@@ -71,6 +73,9 @@ class Program(nn.Module, ABC):
     def check(self, batch: Batch) -> None:
         """Raise where a configured term cannot act; called once with the first batch."""
 
+    def go_to(self, progress: float) -> None:
+        """Called before every optimizer step with the share (0 to 1) of the training that is done."""
+
     def after_step(self, step: int) -> None:
         """Called after every optimizer step."""
 
@@ -83,10 +88,16 @@ class Distillation(Program):
     teacher.
     """
 
-    def __init__(self, student: Student, stack: LossStack, teachers: Mapping[str, Teacher]) -> None:
+    def __init__(
+        self,
+        student: Student,
+        stack: LossStack,
+        teachers: Mapping[str, Teacher],
+        interchange: Interchange | None = None,
+    ) -> None:
         super().__init__()
         self.student, self.stack = student, stack
-        self._teachers = dict(teachers)
+        self._teachers, self._interchange = dict(teachers), interchange
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -96,10 +107,16 @@ class Distillation(Program):
         return self.stack.counts(batch)
 
     def terms(self, batch: Batch) -> Mapping[str, Tensor]:
-        return self.stack.raw(take_step(self.student, self.stack, self._teachers, batch))
+        return self.stack.raw(self._step(batch))
+
+    def go_to(self, progress: float) -> None:
+        self.stack.go_to(progress)
+
+    def _step(self, batch: Batch) -> Step:
+        return take_step(self.student, self.stack, self._teachers, batch, self._interchange)
 
     def check(self, batch: Batch) -> None:
-        step = take_step(self.student, self.stack, self._teachers, batch)
+        step = self._step(batch)
         _check_teachers(step)
         self.stack.check(step, [parameter for parameter in self.parameters() if parameter.requires_grad])
 
@@ -132,16 +149,33 @@ class Pretraining(Program):
         return {name: term.value for name, term in terms.items()}
 
 
-def take_step(student: Student, stack: LossStack, teachers: Mapping[str, Teacher], batch: Batch) -> Step:
+def take_step(
+    student: Student,
+    stack: LossStack,
+    teachers: Mapping[str, Teacher],
+    batch: Batch,
+    interchange: Interchange | None = None,
+) -> Step:
     """Run each forward that the stack asks for exactly once: every teacher where a loss needs one, and the
-    student.
+    student; both once more under the same intervention where a loss needs that.
+
+    Raises ConfigError where a loss needs interventions and `interchange` is not given.
     """
-    said = (
-        {name: teacher.outputs(batch, want=stack.needs) for name, teacher in teachers.items()}
-        if stack.needs_teacher
-        else {}
-    )
-    return Step(batch=batch, student=student(batch, stack.needs), teachers=said)
+    want = stack.needs
+    asked = dict(teachers) if stack.needs_teacher else {}
+    if want.access < Access.INTERVENTIONS:
+        said = {name: teacher.outputs(batch, want=want) for name, teacher in asked.items()}
+        return Step(batch=batch, student=student(batch, want), teachers=said)
+    if interchange is None:
+        raise ConfigError("a loss needs interventions, and nothing says what to swap", where="interchange")
+    drawn = interchange.draw(batch)
+    runs = {
+        name: run_twice(teacher, batch, want, partial(interchange.teacher_swap, drawn))
+        for name, teacher in asked.items()
+    }
+    base, swapped = run_twice(student, batch, want, partial(interchange.student_swap, drawn))
+    counterfactual = Step(batch, swapped, {name: pair[1] for name, pair in runs.items()})
+    return Step(batch, base, {name: pair[0] for name, pair in runs.items()}, counterfactual)
 
 
 @dataclass(frozen=True)
@@ -316,6 +350,7 @@ class _Loop:
         """Forward and backward of this rank's micro-batches, one optimizer step; (its share of the terms, the
         gradient's norm, whether the fp16 scaler skipped it).
         """
+        self.program.go_to(self.state.step / self.total)
         totals: Counter[str] = Counter()
         for micro in micros:
             totals.update(self.program.counts(micro))

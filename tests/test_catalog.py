@@ -21,7 +21,7 @@ BUILTIN = [(kind, name) for kind in KINDS for name in catalog.names(kind)]
 MINE = """
 from pathlib import Path
 from distillkit.losses.base import Loss
-from distillkit.settings import Positive
+from distillkit.settings import LossComponent, Positive
 Path("imported").touch()
 
 class Mine(Loss):
@@ -90,7 +90,7 @@ def test_the_source_says_what_a_loss_is_for(name: str) -> None:
     cls = catalog.REGISTRIES["loss"].get(name, object)
     facts = {
         "needs_labels": False,
-        "kinds": ("classification", "regression"),
+        "kinds": LossComponent.kinds,
         **catalog._described["loss"][name].facts,
     }
     assert facts == {"needs_labels": cls.needs_labels, "kinds": cls.kinds}

@@ -189,7 +189,7 @@ class Exploding(Loss):
 def test_a_step_that_is_not_finite_is_not_applied_and_names_the_term(tmp_path: Path) -> None:
     made = program()
     made.stack.losses["odd"] = Exploding(4)
-    made.stack.weights["odd"] = 0.1
+    made.stack.schedules["odd"] = Schedule(start=0.1, end=0.1)
     seen: list[str] = []
 
     class Watch(Quiet):
@@ -310,7 +310,7 @@ def test_a_step_that_overflows_in_fp16_is_skipped_counted_and_logged(
 ) -> None:
     made = program()
     made.stack.losses["odd"] = Overflowing(lambda call: call in (2, 3))
-    made.stack.weights["odd"] = 0.1
+    made.stack.schedules["odd"] = Schedule(start=0.1, end=0.1)
     states: list[str] = []
 
     class Watch(Quiet):
@@ -332,7 +332,7 @@ def test_fp16_that_overflows_without_end_has_diverged(
 ) -> None:
     made = program()
     made.stack.losses["odd"] = Overflowing(lambda call: call >= 0)
-    made.stack.weights["odd"] = 0.1
+    made.stack.schedules["odd"] = Schedule(start=0.1, end=0.1)
     with pytest.raises(DivergedError, match="51 steps in a row") as caught:
         run(tmp_path, made=made, how=settings(epochs=12, save_every=1000))
     assert caught.value.exit_code == 6

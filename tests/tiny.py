@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from distillkit.data.tasks import Rows
 from distillkit.data.tokenizers import train_wordpiece
 from distillkit.encoder import Encoder, fresh
 from distillkit.settings import BatchSettings, Labels
-from distillkit.types import Batch, Outputs, Step
+from distillkit.types import IGNORED, Batch, Outputs, Projections, Step
 
 LABELS = Labels(kind="classification", names=("bad", "good"))
 WORDS = [f"{start}{end}" for start in "bdfgklmnprst" for end in ("a", "e", "i", "o", "u", "an", "or")]
@@ -78,6 +79,39 @@ def batch(cache: Path, count: int = 6, *, longest: int = 12) -> Batch:
     return collate(made, np.arange(count))
 
 
+def random_outputs(
+    generator: torch.Generator, mask: torch.Tensor, *, answers: int, classes: int, width: int, layers: int
+) -> Outputs:
+    """Random logits, states, and queries, keys and values of two heads; leaves without gradient."""
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    examples, tokens = mask.shape
+    heads = (examples, 2, tokens, width // 2)
+    return Outputs(
+        logits=random(answers, classes),
+        hidden=tuple(random(examples, tokens, width) for _ in range(layers + 1)),
+        attention=tuple(Projections(random(*heads), random(*heads), random(*heads)) for _ in range(layers)),
+    )
+
+
+def mapped(outputs: Outputs, change: Callable[[torch.Tensor], torch.Tensor]) -> Outputs:
+    """Every tensor of the outputs, changed."""
+    return Outputs(
+        change(outputs.logits),
+        tuple(change(state) for state in outputs.hidden),
+        tuple(Projections(change(p.query), change(p.key), change(p.value)) for p in outputs.attention),
+    )
+
+
+def tensors(outputs: Outputs) -> list[torch.Tensor]:
+    """Every tensor of the outputs."""
+    found: list[torch.Tensor] = []
+    mapped(outputs, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return found
+
+
 def random_step(
     *,
     seed: int = 0,
@@ -87,31 +121,37 @@ def random_step(
     width: int = 8,
     teacher_width: int = 8,
     layers: int = 2,
+    per_token: bool = False,
 ) -> Step:
-    """A step of random tensors with padding; student tensors are leaves with gradient."""
+    """A step of random tensors with padding, and its counterfactual; student tensors are leaves with
+    gradient.
+
+    per_token: about half of the real tokens are answered, one of them without a label.
+    """
     generator = torch.Generator().manual_seed(seed)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
-
     lengths = torch.randint(1, tokens + 1, (examples,), generator=generator)
     lengths[0] = tokens
     mask = torch.arange(tokens) < lengths[:, None]
-    made = Batch(
-        inputs={},
-        labels=torch.randint(classes, (examples,), generator=generator) if classes > 1 else random(examples),
-        mask=mask,
-        ids=torch.arange(examples),
-    )
-    student = Outputs(
-        logits=random(examples, classes).requires_grad_(),
-        hidden=tuple(random(examples, tokens, width).requires_grad_() for _ in range(layers + 1)),
-    )
-    teacher = Outputs(
-        logits=random(examples, classes),
-        hidden=tuple(random(examples, tokens, teacher_width) for _ in range(layers + 1)),
-    )
-    return Step(batch=made, student=student, teachers={"teacher": teacher})
+    labels = torch.randint(classes, (examples,), generator=generator)
+    scored = None
+    if per_token:
+        scored = mask & (torch.rand(examples, tokens, generator=generator) < 0.5)
+        scored[:, 0] = True
+        labels = torch.randint(classes, (examples, tokens), generator=generator)
+        labels[0, 0] = IGNORED
+    elif classes == 1:
+        labels = torch.randn(examples, generator=generator)
+    made = Batch(inputs={}, labels=labels, mask=mask, ids=torch.arange(examples), scored=scored)
+
+    def random(wide: int) -> Outputs:
+        sizes = {"answers": made.num_answers, "classes": classes, "width": wide, "layers": layers}
+        return random_outputs(generator, mask, **sizes)
+
+    def step(counterfactual: Step | None) -> Step:
+        student = mapped(random(width), lambda tensor: tensor.requires_grad_())
+        return Step(made, student, {"teacher": random(teacher_width)}, counterfactual)
+
+    return step(step(None))
 
 
 def change_config(folder: Path, **values: object) -> None:

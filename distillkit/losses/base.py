@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from distillkit.errors import ConfigError, DivergedError
-from distillkit.types import Batch, Spec, Step, Want
+from distillkit.settings import Schedule
+from distillkit.types import IGNORED, Batch, Spec, Step, Want
 
 TEACHER = "teacher"
 """The name a single teacher has in `Step.teachers`."""
@@ -35,7 +36,7 @@ class Loss(nn.Module, ABC):
     needs_labels: bool = False
     trains_logits: bool = True
     """Whether it reaches the student's answers, which the task's validation judges."""
-    kinds: tuple[str, ...] = ("classification", "regression")
+    kinds: tuple[str, ...] = ("classification", "regression", "token_classification", "mlm")
     """Task kinds it is defined for."""
 
     def bind(self, student: Spec, teachers: Mapping[str, Spec]) -> None:
@@ -44,8 +45,10 @@ class Loss(nn.Module, ABC):
         """
 
     def count(self, batch: Batch) -> int:
-        """Positions the mean is taken over; lets micro-batches and ranks be joined exactly."""
-        return batch.num_examples
+        """What the mean is taken over (by default the answers: examples, or scored tokens); lets
+        micro-batches and ranks be joined exactly.
+        """
+        return batch.num_answers
 
     @abstractmethod
     def forward(self, step: Step) -> Tensor:
@@ -56,23 +59,33 @@ class LossStack(nn.Module):
     """Named losses, each with its weight in the total: total = sum of weight * mean over the term's
     positions.
 
-    Owns the losses, so that their projections are trained, moved and saved beside the student and never reach
-    the export. Raises ConfigError where there is none, or where a weight is not a positive number.
+    A weight is a number, or a Schedule over the training that the stack is told of by `go_to`. Owns the
+    losses, so that their projections are trained, moved and saved beside the student and never reach the
+    export. Raises ConfigError where there is none, or where a weight is never positive.
     """
 
-    def __init__(self, losses: Mapping[str, tuple[float, Loss]]) -> None:
+    def __init__(self, losses: Mapping[str, tuple[float | Schedule, Loss]]) -> None:
         super().__init__()
         if not losses:
             raise ConfigError("there is no loss", where="distill.losses", hint="name at least one")
         for name, (weight, _) in losses.items():
-            if not 0 < weight < float("inf"):
+            top = max(weight.start, weight.end) if isinstance(weight, Schedule) else weight
+            if not 0 < top < float("inf"):
                 raise ConfigError(
                     f"weight {weight} is not a positive number",
                     where=f"distill.losses.{name}.weight",
                     hint="leave the term out instead",
                 )
         self.losses = nn.ModuleDict({name: loss for name, (_, loss) in losses.items()})
-        self.weights = {name: float(weight) for name, (weight, _) in losses.items()}
+        self.schedules = {
+            name: weight if isinstance(weight, Schedule) else Schedule(start=weight, end=weight)
+            for name, (weight, _) in losses.items()
+        }
+        self.go_to(0.0)
+
+    def go_to(self, progress: float) -> None:
+        """Set every weight to what it is when `progress` (0 to 1) of the training is done."""
+        self.weights = {name: schedule.at(progress) for name, schedule in self.schedules.items()}
 
     @property
     def terms(self) -> dict[str, Loss]:
@@ -121,7 +134,6 @@ class LossStack(nn.Module):
 
         A term counts as acting when its gradient is not zero, or when it is already at its optimum (value 0).
         """
-        counts = self.counts(step.batch)
         for name, loss in self.terms.items():
             where = f"distill.losses.{name}"
             if loss.needs_labels and step.batch.labels is None:
@@ -130,7 +142,7 @@ class LossStack(nn.Module):
                     where=where,
                     hint="use it in a phase on the task's rows",
                 )
-            if counts[name] == 0:
+            if loss.count(step.batch) == 0:
                 raise ConfigError(
                     "this loss counts no position of the first batch", where=where, hint="it could never act"
                 )
@@ -155,6 +167,30 @@ class LossStack(nn.Module):
                     where=where,
                     hint="it could never act",
                 )
+
+
+def targets_of(batch: Batch) -> Tensor:
+    """`[N]` the labels of a batch that must have some. Raises ConfigError where it has none."""
+    if batch.targets is None:
+        raise ConfigError(
+            "this loss needs labels and the batch has none", hint="use it in a phase on the task's rows"
+        )
+    return batch.targets
+
+
+def num_labelled(batch: Batch) -> int:
+    """Answers whose class is known, or all targets of a regression."""
+    targets = targets_of(batch)
+    return targets.numel() if targets.is_floating_point() else int((targets != IGNORED).sum())
+
+
+def counterfactual_of(step: Step) -> Step:
+    """The step's swapped runs. Raises ConfigError where there are none."""
+    if step.counterfactual is None:
+        raise ConfigError(
+            "this loss compares interventions and none was made", hint="train it by the loop of this package"
+        )
+    return step.counterfactual
 
 
 def joined(

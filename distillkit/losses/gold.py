@@ -5,32 +5,33 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from distillkit.errors import ConfigError
-from distillkit.losses.base import Loss
+from distillkit.losses.base import Loss, num_labelled, targets_of
 from distillkit.settings import Fraction
-from distillkit.types import Step
+from distillkit.types import IGNORED, Batch, Step
 
 
-def cross_entropy(logits_BV: Tensor, labels_B: Tensor, *, smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy in nats over examples; `smoothing` spreads that much of the target evenly over all
-    classes (Szegedy et al. 2016, section 7)."""
-    if labels_B.numel() == 0:
-        return logits_BV.float().sum() * 0.0
-    return functional.cross_entropy(logits_BV.float(), labels_B, label_smoothing=smoothing)
+def cross_entropy(logits_NV: Tensor, labels_N: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy in nats over the answers that have a label (not IGNORED); `smoothing` spreads that
+    much of the target evenly over all classes (Szegedy et al. 2016, section 7)."""
+    total = functional.cross_entropy(
+        logits_NV.float(), labels_N, ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum"
+    )
+    return total / (labels_N != IGNORED).sum().clamp(min=1)
 
 
-def squared_error(values_B1: Tensor, targets_B: Tensor) -> Tensor:
+def squared_error(values_N1: Tensor, targets_N: Tensor) -> Tensor:
     """Mean squared difference over examples."""
-    if targets_B.numel() == 0:
-        return values_B1.float().sum() * 0.0
-    return functional.mse_loss(values_B1.float().squeeze(-1), targets_B.float())
+    if targets_N.numel() == 0:
+        return values_N1.float().sum() * 0.0
+    return functional.mse_loss(values_N1.float().squeeze(-1), targets_N.float())
 
 
 class Gold(Loss):
-    """Learn the labels of the data: cross-entropy (classification) or squared error (regression).
+    """Learn the labels of the data: cross-entropy (classes of examples or tokens) or squared error
+    (regression).
 
     Settings:
-        label_smoothing: Share of the target spread evenly over all classes; classification only.
+        label_smoothing: Share of the target spread evenly over all classes; classes only.
     """
 
     needs_teacher = False
@@ -40,10 +41,11 @@ class Gold(Loss):
         super().__init__()
         self.label_smoothing = label_smoothing
 
+    def count(self, batch: Batch) -> int:
+        return num_labelled(batch)
+
     def forward(self, step: Step) -> Tensor:
-        labels = step.batch.labels
-        if labels is None:
-            raise ConfigError("gold needs labels and the batch has none", hint="use it on the task's rows")
-        if labels.dtype.is_floating_point:
-            return squared_error(step.student.logits, labels)
-        return cross_entropy(step.student.logits, labels, smoothing=self.label_smoothing)
+        targets = targets_of(step.batch)
+        if targets.is_floating_point():
+            return squared_error(step.student.logits, targets)
+        return cross_entropy(step.student.logits, targets, smoothing=self.label_smoothing)

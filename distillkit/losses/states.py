@@ -1,0 +1,111 @@
+"""What the terms on hidden states share: which state learns from which, and the maps between widths.
+
+States are numbered as in `Outputs.hidden`: 0 is the embedding output, l the output of block l. A projection
+is trained with the student, saved in checkpoints, and never exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from distillkit.errors import ConfigError
+from distillkit.losses.base import TEACHER, Loss, masked_mean
+from distillkit.losses.layer_maps import Pairs, layer_pairs
+from distillkit.settings import LayerMap, Projection
+from distillkit.types import Access, Batch, Spec, Step, Want
+
+
+class Projections(nn.Module):
+    """Linear maps without bias from the student's width to the teacher's: none, one for all pairs, or one a
+    pair.
+
+    Raises ConfigError where widths differ and none is allowed.
+    """
+
+    def __init__(self, kind: Projection, student: Spec, teacher: Spec, num_pairs: int) -> None:
+        super().__init__()
+        differ = student.hidden_dim != teacher.hidden_dim
+        if differ and kind == "none":
+            raise ConfigError(
+                f"student width {student.hidden_dim} and teacher width {teacher.hidden_dim} differ",
+                where="projection",
+                hint="add projection: linear",
+            )
+        count = {"shared": 1, "linear": num_pairs, "auto": num_pairs if differ else 0, "none": 0}[kind]
+        self.maps = nn.ModuleList(_linear(student.hidden_dim, teacher.hidden_dim) for _ in range(count))
+
+    def forward(self, state_BLD: Tensor, pair: int) -> Tensor:
+        if not len(self.maps):
+            return state_BLD
+        projected: Tensor = self.maps[pair % len(self.maps)](state_BLD)
+        return projected
+
+
+class StateLoss(Loss):
+    """Base of the terms that compare states token by token: the mean over real tokens and pairs of a
+    distance.
+
+    layer_map "closest" asks the student which block comes nearest: each teacher state of the uniform map
+    learns with the student block whose mean distance over the tokens of the example is least (CoFi, Xia et
+    al. 2022, section 3.2, equation 5; there one choice a batch, here one an example, so that parts of a
+    batch add up).
+    """
+
+    needs = Want(access=Access.ALL_STATES)
+    trains_logits = False
+
+    def __init__(self, *, layer_map: LayerMap | Literal["closest"], projection: Projection) -> None:
+        super().__init__()
+        self.layer_map, self.projection = layer_map, projection
+        self.pairs: Pairs = ()
+
+    def bind(self, student: Spec, teachers: Mapping[str, Spec]) -> None:
+        teacher = teachers[TEACHER]
+        closest = self.layer_map == "closest"
+        self.pairs = layer_pairs(
+            "uniform" if self.layer_map == "closest" else self.layer_map,
+            student_layers=student.num_layers,
+            teacher_layers=teacher.num_layers,
+        )
+        kind = "shared" if closest and self.projection in ("auto", "linear") else self.projection
+        if closest and self.projection == "auto" and student.hidden_dim == teacher.hidden_dim:
+            kind = "none"
+        self.projections = Projections(kind, student, teacher, len(self.pairs))
+
+    def count(self, batch: Batch) -> int:
+        return batch.num_tokens
+
+    def distance(self, student_BLD: Tensor, teacher_BLD: Tensor) -> Tensor:
+        """`[B, L]` in fp32; 0 for equal states."""
+        raise NotImplementedError
+
+    def forward(self, step: Step) -> Tensor:
+        mask_BL = step.batch.mask
+        if self.layer_map == "closest":
+            terms = [self._closest(step, high) for _, high in self.pairs]
+        else:
+            terms = [self._distance(step, low, high, pair) for pair, (low, high) in enumerate(self.pairs)]
+        return torch.stack([masked_mean(term_BL, mask_BL) for term_BL in terms]).mean()
+
+    def _distance(self, step: Step, low: int, high: int, pair: int) -> Tensor:
+        mine_BLD = self.projections(step.student.hidden[low], pair)
+        return self.distance(mine_BLD, step.teachers[TEACHER].hidden[high])
+
+    def _closest(self, step: Step, high: int) -> Tensor:
+        """`[B, L]` distances to one teacher state, of the student block that is nearest in each example."""
+        blocks = range(1, len(step.student.hidden))
+        every_SBL = torch.stack([self._distance(step, low, high, 0) for low in blocks])
+        real_BL = step.batch.mask
+        total_SB = torch.where(real_BL, every_SBL.detach(), 0.0).sum(dim=-1)
+        nearest_B = total_SB.argmin(dim=0)
+        return every_SBL[nearest_B, torch.arange(len(nearest_B), device=nearest_B.device)]
+
+
+def _linear(width: int, out: int) -> nn.Linear:
+    layer = nn.Linear(width, out, bias=False)
+    nn.init.normal_(layer.weight, std=width**-0.5)
+    return layer
