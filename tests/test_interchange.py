@@ -23,6 +23,8 @@ from distillkit.settings import InterchangeSettings
 from distillkit.train import Distillation, take_step
 from distillkit.types import Access, Batch, Want
 
+pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
+
 ALL = Want(access=Access.ALL_STATES)
 
 
