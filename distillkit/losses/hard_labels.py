@@ -6,7 +6,7 @@ from torch import Tensor
 
 from distillkit.losses.base import TEACHER, Loss
 from distillkit.losses.gold import cross_entropy
-from distillkit.types import Access, Step, Want
+from distillkit.types import Access, Reads, Step, Want
 
 
 def hard_label_loss(student_BV: Tensor, teacher_BV: Tensor) -> Tensor:
@@ -24,6 +24,9 @@ class HardLabels(Loss):
 
     def __init__(self) -> None:
         super().__init__()
+
+    def reads(self) -> Reads:
+        return Reads()  # which logit is largest
 
     def forward(self, step: Step) -> Tensor:
         return hard_label_loss(step.student.logits, step.teachers[TEACHER].logits)

@@ -13,7 +13,7 @@ from distillkit.errors import ConfigError
 from distillkit.losses.base import TEACHER, Loss, masked_mean
 from distillkit.losses.layer_maps import Pairs, layer_pairs
 from distillkit.settings import LayerMap
-from distillkit.types import Access, Batch, Spec, Step, Want
+from distillkit.types import Access, Batch, Reads, Spec, Step, Want
 
 
 def cosine_distance(student_BLD: Tensor, teacher_BLD: Tensor, mask_BL: Tensor) -> Tensor:
@@ -64,6 +64,9 @@ class HiddenCosine(Loss):
             self.projections = nn.ModuleList(
                 _linear(student.hidden_dim, teacher.hidden_dim) for _ in self.pairs
             )
+
+    def reads(self) -> Reads:
+        return Reads(states=frozenset(high for _, high in self.pairs))
 
     def count(self, batch: Batch) -> int:
         return batch.num_tokens

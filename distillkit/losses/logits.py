@@ -11,7 +11,7 @@ from distillkit.errors import ConfigError
 from distillkit.losses.base import TEACHER, Loss
 from distillkit.losses.gold import squared_error
 from distillkit.settings import Positive
-from distillkit.types import Access, Step, Want
+from distillkit.types import Access, Reads, Step, Want
 
 
 def soft_target_kl(student_BV: Tensor, teacher_BV: Tensor, *, temperature: float) -> Tensor:
@@ -51,6 +51,9 @@ class Logits(Loss):
                 hint="1 to 10 is usual",
             )
         self.temperature = temperature
+
+    def reads(self) -> Reads:
+        return Reads(temperatures=frozenset({self.temperature}))
 
     def forward(self, step: Step) -> Tensor:
         student, teacher = step.student.logits, step.teachers[TEACHER].logits
