@@ -14,6 +14,7 @@ from distillkit.errors import ConfigError
 from distillkit.losses.base import TEACHER, LossStack
 from distillkit.model import TeacherSource
 from distillkit.settings import Labels, RunConfig
+from distillkit.teachers.answers import WHERE, Packing
 from distillkit.types import Access, Spec
 
 
@@ -36,6 +37,8 @@ def check_access(
     its phase's data gives is a ConfigError.
     """
     for index, stack in enumerate(stacks):
+        if config.phases[index].cache is not None:
+            _check_cached(stack)
         for name, loss in stack.terms.items():
             where = _place(config, index, name)
             if loss.needs_teacher and loss.needs.access > teacher.access:
@@ -60,10 +63,27 @@ def check_access(
 
 
 def bind(config: RunConfig, index: int, stack: LossStack, *, student: Spec, teacher: Spec) -> None:
-    """Tell every loss of a phase the sizes of both models. Raises ConfigError where they do not fit."""
+    """Tell every loss of a phase the sizes of both models. Raises ConfigError where they do not fit, or where
+    a cache would keep less than the losses read.
+    """
     for name, loss in stack.terms.items():
         with _placed(_place(config, index, name)):
             loss.bind(student, {TEACHER: teacher})
+    cache = config.phases[index].cache
+    if cache is not None:
+        Packing.of(teacher, stack.needs, stack.reads, cache)
+
+
+def _check_cached(stack: LossStack) -> None:
+    """Raise ConfigError where the answers that a phase asks for cannot be kept, or none are asked for."""
+    if not stack.needs_teacher:
+        raise ConfigError("no loss of this phase asks the teacher", where=WHERE, hint="leave `cache` out")
+    if stack.needs.access >= Access.INTERVENTIONS:
+        raise ConfigError(
+            "a loss of this phase intervenes on the teacher, anew in every step: its answers cannot be kept",
+            where=WHERE,
+            hint="leave `cache` out",
+        )
 
 
 def _place(config: RunConfig, index: int, loss: str) -> str:
