@@ -133,6 +133,7 @@ class CachedTeacher(Teacher):
     def spec(self) -> Spec:
         return self._spec
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # reading from disk is nothing to compile
     def outputs(self, batch: Batch, *, want: Want, swap: Swap | None = None) -> Outputs:
         if swap:
             raise ModelError("kept answers cannot be intervened on", where=WHERE, hint="leave `cache` out")
