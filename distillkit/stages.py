@@ -39,6 +39,7 @@ from distillkit.losses.base import TEACHER, LossStack
 from distillkit.losses.gold import Gold
 from distillkit.model import (
     FixedTeacher,
+    Material,
     Student,
     StudentSource,
     Teacher,
@@ -254,6 +255,8 @@ def student(job: Job) -> Save:
     _gate(job, fixed)
     torch.manual_seed(job.config.seed)  # fresh weights
     model = job.student_source.build(job.tokenizer, job.task.labels, job.config.task.max_length, fixed)
+    rows = job.encoded(job.task.train)
+    job.student_source.start(model, Material(fixed, job.tokenizer, rows, job.device))
     names = [name for name, training in job.trainings.items() if training.stage == "student"]
     for index, (name, phase, stack) in enumerate(zip(names, job.config.phases, job.stacks, strict=True)):
         torch.manual_seed(keyed_seed(job.config.seed, name))  # first weights of projections
