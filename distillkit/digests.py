@@ -25,6 +25,8 @@ from distillkit.losses.base import LossStack
 from distillkit.model import StudentSource, TeacherSource, TrainableTeacherSource
 from distillkit.settings import RunConfig, Section
 
+_SILENT = (None, TeacherSource.fingerprint, StudentSource.fingerprint)
+"""Fingerprints of objects that have no own."""
 _NOT_THEIRS = ("distillkit.", "torch.", "builtins.", "abc.", "typing.")
 
 
@@ -99,7 +101,14 @@ def stage_digests(
     chain["pretrain"] = digest(chain["tokenizer"], config.seed)
     chain["teacher"] = digest(chain["pretrain"], finetune, judged)
     chain["student"] = digest(
-        chain["teacher"], config.student, config.phases, phases, _code(student), losses, objects
+        chain["teacher"],
+        config.student,
+        student.fingerprint(),
+        config.phases,
+        phases,
+        _code(student),
+        losses,
+        objects,
     )
     chain["export"] = digest(chain["student"], config.export)
     chain["bench"] = digest(chain["export"], config.bench)
@@ -150,7 +159,7 @@ def _key(value: Any, where: str, inside: frozenset[int], leave: tuple[str, ...] 
 def _object(value: Any, where: str, inside: frozenset[int], leave: tuple[str, ...]) -> dict[str, Any]:
     """Class, code, state and own words of an object with attributes."""
     key: dict[str, Any] = {"class": type(value).__qualname__, "code": _code(value)}
-    speaks = getattr(type(value), "fingerprint", None) not in (None, TeacherSource.fingerprint)
+    speaks = getattr(type(value), "fingerprint", None) not in _SILENT
     if speaks:
         key["fingerprint"] = value.fingerprint()
     if is_dataclass(value):
