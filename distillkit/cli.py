@@ -161,7 +161,7 @@ def plan(
     if as_json:
         print(json.dumps(made.as_json(), indent=1))
     else:
-        _console().print(made.table())
+        _console().print(made.shown())
 
 
 @app.command(

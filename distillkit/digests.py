@@ -26,6 +26,8 @@ from distillkit.model import StudentSource, TeacherSource, TrainableTeacherSourc
 from distillkit.settings import Phase, RunConfig, Section
 from distillkit.types import Access
 
+_SILENT = (None, TeacherSource.fingerprint, StudentSource.fingerprint)
+"""Fingerprints of objects that have no own."""
 _NOT_THEIRS = ("distillkit.", "torch.", "builtins.", "abc.", "typing.")
 
 
@@ -103,6 +105,7 @@ def stage_digests(
     chain["student"] = digest(
         chain["teacher"],
         config.student,
+        student.fingerprint(),
         config.phases,
         phases,
         _code(student),
@@ -169,7 +172,7 @@ def _key(value: Any, where: str, inside: frozenset[int], leave: tuple[str, ...] 
 def _object(value: Any, where: str, inside: frozenset[int], leave: tuple[str, ...]) -> dict[str, Any]:
     """Class, code, state and own words of an object with attributes."""
     key: dict[str, Any] = {"class": type(value).__qualname__, "code": _code(value)}
-    speaks = getattr(type(value), "fingerprint", None) not in (None, TeacherSource.fingerprint)
+    speaks = getattr(type(value), "fingerprint", None) not in _SILENT
     if speaks:
         key["fingerprint"] = value.fingerprint()
     if is_dataclass(value):

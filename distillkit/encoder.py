@@ -10,6 +10,7 @@ network.
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -59,7 +60,9 @@ class Encoder(Student):
         super().__init__()
         self.model = model
         self.spec = spec_of(model.config)
-        self._accepted = tuple(inspect.signature(model.forward).parameters)
+        accepted = inspect.signature(model.forward).parameters
+        unread = "token_type_ids" if self.spec.num_segments == 1 else ""  # RoBERTa takes them: zeros only
+        self._accepted = tuple(name for name in accepted if name != unread)
         self._blocks = _blocks(model, self.spec.num_layers)
 
     @property
@@ -184,6 +187,7 @@ def spec_of(config: PretrainedConfig) -> Spec:
         vocab_size=config.vocab_size,
         num_labels=config.num_labels,
         max_length=usable_positions(config),
+        num_segments=max(1, int(values.get("type_vocab_size") or 1)),
     )
 
 
@@ -233,6 +237,17 @@ def load_config(folder: Path) -> PretrainedConfig:
     return config
 
 
+def folder_digest(folder: Path) -> str:
+    """sha256 over the names and bytes of a model folder's config, weights and tokenizer files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*")):
+        if path.is_file() and path.suffix in (".json", ".safetensors", ".txt", ".model"):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
 def _that_can_load_code(values: Any) -> Iterator[str]:
     """Keys of a config, or of one inside it, by which a folder can have code loaded."""
     if isinstance(values, list):
@@ -259,7 +274,7 @@ def stored_weights(folder: Path) -> dict[str, list[int]]:
                         raise DivergedError(
                             f"weight {name!r} holds NaN or infinity",
                             where=str(path),
-                            hint="the teacher is broken; train or fetch it again",
+                            hint="the model is broken; train or fetch it again",
                         )
         except SafetensorError as error:
             raise ModelError(f"damaged: {error}", where=str(path)) from None

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from statistics import median
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -18,6 +19,8 @@ from distillkit.types import Batch
 TIMED_STEPS = 3
 BYTES_TRAINED = 16
 """Of one trained fp32 parameter: itself, its gradient, AdamW's two moments."""
+BYTES_FIXED = 4
+"""Of one fp32 parameter that is not trained."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +52,29 @@ def model_cost(model: Student, max_length: int) -> ModelCost:
     return ModelCost(model.spec.num_layers, model.spec.hidden_dim, parameters, flops)
 
 
-def step_cost(program: Program, feed: Feed) -> StepCost:
+def step_cost(program: Program, feed: Feed, device: torch.device) -> StepCost:
     """Run the first steps of an epoch forward and backward; the median time counts, nothing is updated."""
+    program.to(device)
+    program.place(device)
     program.train()
     seconds, kept = [], 0
     for index in range(min(TIMED_STEPS, feed.num_steps(0))):
         start = time.perf_counter()
         for batch in feed.step(0, index):
-            kept = max(kept, _forward_backward(program, batch))
+            kept = max(kept, _forward_backward(program, batch.to(device)))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
     program.zero_grad(set_to_none=True)
     trained = sum(parameter.numel() for parameter in program.parameters() if parameter.requires_grad)
     return StepCost(median(seconds), BYTES_TRAINED * trained + kept)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a training on this device could still take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
 
 
 def _forward_backward(program: Program, batch: Batch) -> int:

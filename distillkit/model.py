@@ -8,7 +8,7 @@ builds the object.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from distillkit.data.batching import Encoded
 from distillkit.objectives.base import Objective
 from distillkit.settings import FinetuneSettings, Labels, PretrainSettings
-from distillkit.types import Access, Batch, Outputs, Spec, Swap, Want
+from distillkit.types import Access, Batch, Finding, Outputs, Spec, Swap, Want
 
 
 class Teacher(ABC):
@@ -119,6 +119,10 @@ class TeacherSource(ABC):
         """
         return ""
 
+    def findings(self, labels: Labels) -> Sequence[Finding]:
+        """What `plan` should say of it beside its sizes."""
+        return ()
+
 
 class TrainableTeacherSource(TeacherSource):
     """A source whose model this repo trains: pretrained where `pretrain` is set, fine-tuned where `finetune`
@@ -184,3 +188,17 @@ class StudentSource(ABC):
     @abstractmethod
     def load(self, folder: Path) -> Student:
         """The student that `Student.save` wrote to `folder`."""
+
+    def fingerprint(self) -> str:
+        """Identifies what the student starts from beside its settings (the bytes of a folder); a change
+        trains it again.
+        """
+        return ""
+
+    def findings(
+        self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, ...]]
+    ) -> Sequence[Finding]:
+        """What `plan` should say of it beside its sizes; `tokenizer` is the run's, `texts` are some of the
+        task's.
+        """
+        return ()

@@ -149,7 +149,7 @@ def _todo(job: Job, until: str) -> list[str]:
 def _run_stages(job: Job, todo: list[str]) -> None:
     again = f"distillkit run {job.run.path}"
     if "student" in todo and "tokenizer" not in todo:
-        stages.check_sizes(job)
+        stages.check(job)
     if not todo:
         job.progress.say(f"{job.run.path}: already complete, nothing to do")
     for name in todo:
@@ -168,7 +168,7 @@ def _run_stages(job: Job, todo: list[str]) -> None:
         if name not in _MAIN_ONLY:
             job.world.wait()
         if name == "tokenizer" and "student" in todo:
-            stages.check_sizes(job)
+            stages.check(job)
 
 
 def _make(job: Job, name: str) -> None:

@@ -1,53 +1,56 @@
 """`distillkit plan`: what a run would do and cost, and what cannot work, before anything is trained.
 
 The models are built with their real sizes (a tokenizer that the run would train is trained on a sample,
-so its vocabulary may come out a little smaller), the task's rows are tokenised, and a few steps of
-every stage are timed on this machine.
+so its vocabulary may come out a little smaller), the task's rows are tokenised, a teacher that comes trained
+answers some validation rows, and a few steps of every stage are timed on this machine.
 """
 
 from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from distillkit import catalog
+from distillkit import catalog, preflight
 from distillkit.data.batching import Encoded, TaskFeed, encode
 from distillkit.data.corpora import documents
 from distillkit.data.tasks import Rows, Task, load_task
-from distillkit.estimates import ModelCost, model_cost, step_cost
+from distillkit.estimates import BYTES_FIXED, ModelCost, free_memory, model_cost, step_cost
 from distillkit.losses.base import TEACHER, LossStack
 from distillkit.losses.gold import Gold
-from distillkit.losses.hidden_cosine import HiddenCosine
 from distillkit.model import FixedTeacher, Student, Teacher, TeacherSource, TrainableTeacherSource
+from distillkit.preflight import Meeting, Named, Prospect
 from distillkit.progress import duration
 from distillkit.recipe import Loaded
 from distillkit.report.text import clean, scaled, size
-from distillkit.settings import Phase, RunConfig
-from distillkit.stacks import bind, build_stacks, check_access
-from distillkit.train import Distillation
+from distillkit.settings import Phase
+from distillkit.stacks import build_stacks, check_access, interchange_of
+from distillkit.train import Distillation, make_accelerator
+from distillkit.types import Finding
 
-SAMPLE_TEXTS, SAMPLE_ROWS = 5_000, 20_000
+SAMPLE_TEXTS, SAMPLE_ROWS, JUDGED_ROWS = 5_000, 20_000, 256
 UNKNOWN_LIMIT = 0.05
 
 
 @dataclass(frozen=True)
 class LossPlan:
-    """One term of a phase. needs: access to the teacher; pairs: (student state, teacher state) compared."""
+    """One term of a phase. weight: at the start; needs: access to the teacher."""
 
     phase: int
     name: str
     use: str
     weight: float
+    shown_weight: str
     needs: str
-    pairs: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,9 @@ class Plan:
     teacher: ModelCost | None
     student: ModelCost
     losses: tuple[LossPlan, ...]
+    layer_map: tuple[Meeting, ...]
     stages: tuple[StagePlan, ...]
+    findings: tuple[Finding, ...]
     notes: tuple[str, ...]
 
     @property
@@ -83,12 +88,18 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "majority": self.majority}
 
-    def table(self) -> Table:
-        """For a terminal."""
-        shown = Table(show_header=False, highlight=False, title=clean(self.name))
-        for name, value in (*self._data(), *self._models(), *self._training()):
-            shown.add_row(Text(name), Text(clean(value)))
-        return shown
+    def shown(self) -> Group:
+        """For a terminal: what is done, and which layer learns from which."""
+        facts = Table(show_header=False, highlight=False, title=clean(self.name))
+        for name, value in (*self._data(), *self._models(), *self._training(), *self._found()):
+            facts.add_row(Text(name), Text(clean(value)))
+        several = len({loss.phase for loss in self.losses}) > 1
+        columns = ("loss", "student", "learns from the teacher's", "through")
+        layers = Table(*columns, highlight=False, title="layer map")
+        for line in self.layer_map:
+            name = f"{line.loss} (phase {line.phase})" if several else line.loss
+            layers.add_row(*(Text(clean(cell)) for cell in (name, line.student, line.teacher, line.how)))
+        return Group(facts, layers)
 
     def _data(self) -> Iterator[tuple[str, str]]:
         yield "rows", ", ".join(f"{split} {count:,}" for split, count in self.rows.items())
@@ -111,13 +122,16 @@ class Plan:
 
     def _training(self) -> Iterator[tuple[str, str]]:
         for loss in self.losses:
-            pairs = (
-                f", states [student, teacher]: {[list(pair) for pair in loss.pairs]}" if loss.pairs else ""
-            )
-            yield f"loss {loss.name}", f"{loss.weight:g} x {loss.use}, needs {loss.needs}{pairs}"
+            yield f"loss {loss.name}", f"{loss.shown_weight} x {loss.use}, needs {loss.needs}"
         for stage in self.stages:
             cost = f"about {duration(stage.seconds)}, {size(stage.memory)} of memory"
             yield f"train {stage.stage}", f"{stage.steps:,} steps, {cost}"
+        if len(self.stages) > 1:
+            yield "train in all", f"about {duration(sum(stage.seconds for stage in self.stages))}"
+
+    def _found(self) -> Iterator[tuple[str, str]]:
+        for found in self.findings:
+            yield found.severity, f"{found.place}: {found.sentence}"
         for note in self.notes:
             yield "note", note
 
@@ -126,41 +140,46 @@ class Plan:
 class _Draft:
     """What the parts of a plan are made from."""
 
-    config: RunConfig
     base: Path
-    task: Task
-    source: TeacherSource
-    teacher: Teacher
-    student: Student
-    stacks: tuple[LossStack, ...]
+    prospect: Prospect
     encoded: Encoded
+    validation: Encoded
+    device: torch.device
+
+    @property
+    def named(self) -> Named:
+        return self.prospect.named
 
     @property
     def scale(self) -> float:
         """Training rows over rows that were tokenised."""
-        return len(self.task.train.texts) / len(self.encoded)
+        return len(self.named.task.train.texts) / len(self.encoded)
 
 
 def plan(loaded: Loaded) -> Plan:
     """Work out what a run would do. Raises DistillkitError where it could not work."""
     with tempfile.TemporaryDirectory() as cache:
         draft = _draft(loaded, Path(cache))
-        config, task, encoded = draft.config, draft.task, draft.encoded
-        model = _model_of(draft.teacher)
-        teacher = None if model is None else model_cost(model, config.task.max_length)
-        student = model_cost(draft.student, config.task.max_length)
-        unknown = encoded.unknown / max(1, int(encoded.lengths.sum()))
+        prospect, task, encoded = draft.prospect, draft.named.task, draft.encoded
+        found = preflight.findings(prospect)
+        model, length = _model_of(prospect.teacher), draft.named.config.task.max_length
+        teacher = None if model is None else model_cost(model, length)
+        student = model_cost(prospect.student, length)
+        judged = preflight.judged(prospect, draft.validation, draft.device)
+        stages = (*_teacher_stages(draft), *_student_stages(draft))
         return Plan(
-            name=config.name,
+            name=draft.named.config.name,
             rows={split: len(rows.texts) for split, rows in _splits(task).items()},
             labels=_label_counts(task),
             truncated=encoded.truncated / len(encoded),
-            unknown=unknown,
+            unknown=encoded.unknown / max(1, int(encoded.lengths.sum())),
             teacher=teacher,
             student=student,
             losses=tuple(_loss_plans(draft)),
-            stages=(*_teacher_stages(draft), *_student_stages(draft)),
-            notes=(*_size_notes(teacher, student, unknown), *task.notes),
+            layer_map=preflight.meetings(prospect),
+            stages=stages,
+            findings=(judged, *found, *_unknown(encoded), *_too_large(stages, draft.device)),
+            notes=task.notes,
         )
 
 
@@ -168,20 +187,18 @@ def _draft(loaded: Loaded, cache: Path) -> _Draft:
     config, base = loaded.config, loaded.base
     stacks = build_stacks(config, base)
     source = catalog.build("teacher", config.teacher, base=base)
-    student_source = catalog.build("student", config.student, base=base)
+    student = catalog.build("student", config.student, base=base)
     task = load_task(config.task, base=base, seed=config.seed)
     check_access(config, stacks, source, task.labels)
     tokenizer = source.tokenizer(itertools.islice(_texts(source, task, base), SAMPLE_TEXTS))
-    if isinstance(source, TrainableTeacherSource):
-        model = source.classifier(tokenizer, task.labels, config.task.max_length, None)
-        teacher: Teacher = FixedTeacher(model)
-    else:
-        teacher = source.teacher(base, task.labels)
-    student = student_source.build(tokenizer, task.labels, config.task.max_length, teacher)
-    for index, stack in enumerate(stacks):
-        bind(config, index, stack, student=student.spec, teacher=teacher.spec)
-    encoded = encode(_head(task.train), tokenizer, max_length=config.task.max_length, cache=cache)
-    return _Draft(config, base, task, source, teacher, student, stacks, encoded)
+    prospect = preflight.build(Named(config, task, source, student, stacks), tokenizer, base)
+
+    def encoded(rows: Rows) -> Encoded:
+        return encode(rows, tokenizer, max_length=config.task.max_length, cache=cache)
+
+    validation = encoded(preflight.sample(task.validation, JUDGED_ROWS))
+    device = make_accelerator(config.runtime).device
+    return _Draft(base, prospect, encoded(_head(task.train)), validation, device)
 
 
 def _model_of(teacher: Teacher) -> Student | None:
@@ -220,30 +237,37 @@ def _label_counts(task: Task) -> dict[str, dict[str, int]]:
     return counts
 
 
-def _size_notes(teacher: ModelCost | None, student: ModelCost, unknown: float) -> Iterator[str]:
-    if teacher is not None and student.parameters > teacher.parameters:
-        sizes = f"{student.parameters:,} parameters, not {teacher.parameters:,}"
-        yield f"the student is larger than its teacher: {sizes}"
-    if unknown > UNKNOWN_LIMIT:
-        yield f"{unknown:.0%} of the tokens are unknown to the tokenizer: does it belong to this text?"
+def _unknown(encoded: Encoded) -> Iterator[Finding]:
+    share = encoded.unknown / max(1, int(encoded.lengths.sum()))
+    if share > UNKNOWN_LIMIT:
+        words = f"{share:.0%} of the tokens are unknown to the tokenizer: does it belong to this text?"
+        yield Finding("warning", "task", words)
+
+
+def _too_large(stages: Sequence[StagePlan], device: torch.device) -> Iterator[Finding]:
+    free = free_memory(device)
+    for stage in stages:
+        if stage.memory > free:
+            words = f"it needs about {size(stage.memory)} of memory, and {size(free)} are free"
+            yield Finding("warning", stage.stage, f"{words}: raise batch.micro, the result stays the same")
 
 
 def _loss_plans(draft: _Draft) -> Iterator[LossPlan]:
-    for index, (phase, stack) in enumerate(zip(draft.config.phases, draft.stacks, strict=True)):
+    for index, (phase, stack) in enumerate(zip(draft.named.config.phases, draft.named.stacks, strict=True)):
         for name, loss in stack.terms.items():
-            pairs = loss.pairs if isinstance(loss, HiddenCosine) else ()
             needs = loss.needs.access.name if loss.needs_teacher else "no teacher"
-            yield LossPlan(index, name, phase.losses[name].use, stack.weights[name], needs, pairs)
+            component = phase.losses[name]
+            yield LossPlan(index, name, component.use, stack.weights[name], component.shown_weight, needs)
 
 
 def _teacher_stages(draft: _Draft) -> Iterator[StagePlan]:
     """Fine-tuning as timed; pretraining at the same speed per token, which leaves its output layers out."""
-    source, model = draft.source, _model_of(draft.teacher)
+    source, model = draft.named.teacher, _model_of(draft.prospect.teacher)
     if not isinstance(source, TrainableTeacherSource) or source.finetune is None or model is None:
         return
     stack = LossStack({"gold": (1.0, Gold())})
-    feed = TaskFeed(draft.encoded, source.finetune.batch, seed=draft.config.seed)
-    cost = step_cost(Distillation(model.requires_grad_(True), stack, {}), feed)
+    feed = TaskFeed(draft.encoded, source.finetune.batch, seed=draft.named.config.seed)
+    cost = step_cost(Distillation(model.requires_grad_(True), stack, {}), feed, draft.device)
     model.eval().requires_grad_(False)
     if source.pretrain is not None:
         a_step = source.pretrain.batch * source.pretrain.max_length
@@ -255,15 +279,22 @@ def _teacher_stages(draft: _Draft) -> Iterator[StagePlan]:
 
 
 def _student_stages(draft: _Draft) -> Iterator[StagePlan]:
-    for index, (phase, stack) in enumerate(zip(draft.config.phases, draft.stacks, strict=True)):
-        feed = TaskFeed(draft.encoded, phase.batch, seed=draft.config.seed)
-        cost = step_cost(Distillation(draft.student, stack, {TEACHER: draft.teacher}), feed)
+    """Memory counts the teacher's weights too; its outputs are gone after each step."""
+    config, prospect = draft.named.config, draft.prospect
+    specs = {"student": prospect.student.spec, "teacher": prospect.teacher.spec}
+    model = _model_of(prospect.teacher)
+    fixed = 0 if model is None else BYTES_FIXED * preflight.parameters(model)
+    for index, (phase, stack) in enumerate(zip(config.phases, draft.named.stacks, strict=True)):
+        feed = TaskFeed(draft.encoded, phase.batch, seed=config.seed)
+        swapped = interchange_of(config, index, stack, **specs)
+        program = Distillation(prospect.student, stack, {TEACHER: prospect.teacher}, swapped)
+        cost = step_cost(program, feed, draft.device)
         steps = phase.epochs * round(feed.num_steps(0) * _rows(phase, draft) / len(draft.encoded))
-        name = "student" if len(draft.stacks) == 1 else f"student, phase {index + 1}"
-        yield StagePlan(name, steps, steps * cost.seconds, cost.memory)
+        name = "student" if len(config.phases) == 1 else f"student, phase {index + 1}"
+        yield StagePlan(name, steps, steps * cost.seconds, cost.memory + fixed)
 
 
 def _rows(phase: Phase, draft: _Draft) -> int:
     if phase.corpus is None:
-        return len(draft.task.train.texts)
+        return len(draft.named.task.train.texts)
     return sum(len(document) for document in documents(phase.corpus, base=draft.base))

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from distillkit import catalog
-from distillkit.errors import ConfigError
+from distillkit.errors import ConfigError, DistillkitError, ErrorGroup
+from distillkit.interchange import Interchange
 from distillkit.losses.base import TEACHER, LossStack
 from distillkit.model import TeacherSource
 from distillkit.settings import Labels, RunConfig
@@ -63,15 +64,39 @@ def check_access(
 
 
 def bind(config: RunConfig, index: int, stack: LossStack, *, student: Spec, teacher: Spec) -> None:
-    """Tell every loss of a phase the sizes of both models. Raises ConfigError where they do not fit, or where
-    a cache would keep less than the losses read.
+    """Tell every loss of a phase the sizes of both models. Raises ConfigError where they do not fit, of all
+    losses together, or where a cache would keep less than the losses read.
     """
+    errors: list[DistillkitError] = []
     for name, loss in stack.terms.items():
-        with _placed(_place(config, index, name)):
-            loss.bind(student, {TEACHER: teacher})
+        try:
+            with _placed(_place(config, index, name)):
+                loss.bind(student, {TEACHER: teacher})
+        except ConfigError as error:
+            errors.append(error)
+    raise_all(errors)
     cache = config.phases[index].cache
     if cache is not None:
         Packing.of(teacher, stack.needs, stack.reads, cache)
+
+
+def interchange_of(
+    config: RunConfig, index: int, stack: LossStack, *, student: Spec, teacher: Spec
+) -> Interchange | None:
+    """What is swapped in a phase, where a loss of it asks for interventions. Raises ConfigError for a block
+    that does not exist.
+    """
+    if stack.needs.access < Access.INTERVENTIONS:
+        return None
+    with _placed(_phase(config, index)):
+        settings = config.phases[index].interchange
+        return Interchange(settings, seed=config.seed, student=student, teacher=teacher)
+
+
+def raise_all(errors: Sequence[DistillkitError]) -> None:
+    """Raise what was found, all of it together; nothing where there is nothing."""
+    if errors:
+        raise errors[0] if len(errors) == 1 else ErrorGroup(list(errors))
 
 
 def _check_cached(stack: LossStack) -> None:
@@ -88,8 +113,11 @@ def _check_cached(stack: LossStack) -> None:
 
 def _place(config: RunConfig, index: int, loss: str) -> str:
     """The path of a loss in the recipe."""
-    phase = f"distill.{index}" if isinstance(config.distill, list) else "distill"
-    return f"{phase}.losses.{loss}"
+    return f"{_phase(config, index)}.losses.{loss}"
+
+
+def _phase(config: RunConfig, index: int) -> str:
+    return f"distill.{index}" if isinstance(config.distill, list) else "distill"
 
 
 @contextmanager

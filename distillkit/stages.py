@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from distillkit import evaluate
+from distillkit import evaluate, preflight
 from distillkit.bench.measure import Backend, Role, Variant
 from distillkit.bench.measure import bench as measure_all
 from distillkit.bench.timing import Opened
@@ -34,7 +34,6 @@ from distillkit.digests import Training, digest
 from distillkit.encoder import Encoder
 from distillkit.errors import ModelError
 from distillkit.export.bundle import export as export_student
-from distillkit.interchange import Interchange
 from distillkit.losses.base import TEACHER, LossStack
 from distillkit.losses.gold import Gold
 from distillkit.model import (
@@ -57,7 +56,7 @@ from distillkit.report.page import write_report
 from distillkit.rundir import RunDir
 from distillkit.settings import BatchSettings, FinetuneSettings, Phase, PretrainSettings, RunConfig
 from distillkit.signals import Signals
-from distillkit.stacks import bind
+from distillkit.stacks import bind, interchange_of
 from distillkit.teachers.cached import Keep, check_unchanging, record
 from distillkit.tracking import trackers
 from distillkit.train import (
@@ -71,7 +70,7 @@ from distillkit.train import (
     resolve_precision,
     train,
 )
-from distillkit.types import Access, Batch, Outputs, Want
+from distillkit.types import Batch, Outputs, Want
 from distillkit.world import World
 
 Save = Callable[[Path], None]
@@ -79,6 +78,7 @@ Save = Callable[[Path], None]
 Array = NDArray[Any]
 
 SCORES = "scores.json"
+PREFLIGHT = "preflight.json"
 
 
 @dataclass(frozen=True)
@@ -175,18 +175,19 @@ def tokenizer(job: Job) -> Save:
     return save
 
 
-def check_sizes(job: Job) -> None:
-    """Build teacher and student untrained and tell the losses their sizes, so that what does not fit is said
-    now and not after the teacher was trained. Raises ConfigError or ModelError.
+def check(job: Job) -> None:
+    """Build teacher and student untrained and look at all that can be known of them, so that what cannot work
+    is said now and not after the teacher was trained; warnings are said, and kept for the report. Raises
+    DistillkitError.
     """
-    source, labels = job.trainable, job.task.labels
-    if source is None:
-        fixed = job.teacher_source.teacher(job.folder("teacher"), labels)
-    else:
-        fixed = FixedTeacher(source.classifier(job.tokenizer, labels, job.config.task.max_length, None))
-    model = job.student_source.build(job.tokenizer, labels, job.config.task.max_length, fixed)
-    for index, stack in enumerate(job.stacks):
-        bind(job.config, index, stack, student=model.spec, teacher=fixed.spec)
+    named = preflight.Named(job.config, job.task, job.teacher_source, job.student_source, job.stacks)
+    prospect = preflight.build(named, job.tokenizer, job.folder("teacher"))
+    found = preflight.findings(prospect)
+    warnings = [finding for finding in found if finding.severity == "warning"]
+    for warning in warnings:
+        job.progress.say(f"warning: {warning.place}: {warning.sentence}")
+    if job.world.main:
+        job.run.write_json(PREFLIGHT, {"findings": [asdict(finding) for finding in found]})
     if any(phase.cache is not None and phase.corpus is None for phase in job.config.phases):
         check_unchanging(job.encoded(job.task.train))
 
@@ -263,7 +264,8 @@ def student(job: Job) -> Save:
         bind(job.config, index, stack, student=model.spec, teacher=fixed.spec)
         feed = _task_feed(job, phase.batch) if phase.corpus is None else _corpus_feed(job, name, phase)
         told = _kept(job, phase, stack, fixed, feed)
-        program = Distillation(model, stack, {TEACHER: told}, _interchange(job, phase, stack, model, fixed))
+        swapped = interchange_of(job.config, index, stack, student=model.spec, teacher=fixed.spec)
+        program = Distillation(model, stack, {TEACHER: told}, swapped)
         judged = phase.corpus is None and stack.trains_logits
         how = _settings(
             job, name, phase, epochs=phase.epochs, keep=phase.keep or ("best" if judged else "last")
@@ -356,6 +358,7 @@ def gather(job: Job) -> RunFacts:
         settings=flat_settings(config.model_dump(mode="json"), job.loaded.origins),
         config=(job.run.path / "config.yaml").read_text(encoding="utf-8"),
         command=f"distillkit run {config.output}/{config.name}",
+        notes=_warnings(job),
     )
 
 
@@ -386,15 +389,6 @@ def _validation(job: Job, stage: str, program: Distillation) -> Callable[[], Map
         return scores
 
     return measure
-
-
-def _interchange(
-    job: Job, phase: Phase, stack: LossStack, model: Student, fixed: Teacher
-) -> Interchange | None:
-    """What is swapped in a phase, where a loss of it asks for interventions."""
-    if stack.needs.access < Access.INTERVENTIONS:
-        return None
-    return Interchange(phase.interchange, seed=job.config.seed, student=model.spec, teacher=fixed.spec)
 
 
 def _settings(
@@ -513,11 +507,7 @@ def _gate(job: Job, fixed: Teacher) -> None:
     if verdict.passes:
         return
     if not job.config.teacher.allow_weak:
-        raise ModelError(
-            f"the teacher is no better than a constant answer: {verdict.sentence}",
-            where="teacher",
-            hint="train it longer or on more data; teacher.allow_weak: true goes on all the same",
-        )
+        raise preflight.weak(verdict)
     job.progress.say(f"teacher: weak, and allowed to be: {verdict.sentence}")
 
 
@@ -565,6 +555,11 @@ def _in_this_process(job: Job, model: Teacher) -> Opened:
     opened.prepare = with_texts
     opened.parameters = _parameters(model)
     return opened
+
+
+def _warnings(job: Job) -> tuple[str, ...]:
+    found = job.run.read_json(PREFLIGHT).get("findings", [])
+    return tuple(f"{one['place']}: {one['sentence']}" for one in found if one["severity"] == "warning")
 
 
 def _losses_in_words(config: RunConfig) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -178,7 +178,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Spec:
-    """Sizes of a model, known before any forward. `num_labels` is 1 for regression."""
+    """Sizes of a model, known before any forward. `num_labels` is 1 for regression.
+
+    num_segments: kinds of `token_type_ids` that it tells apart; 1: it does not read them.
+    """
 
     num_layers: int
     hidden_dim: int
@@ -187,3 +190,17 @@ class Spec:
     vocab_size: int
     num_labels: int
     max_length: int
+    num_segments: int = 1
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a person should know of a run before anything is trained.
+
+    severity: a warning is about what will probably cost quality, time or memory; place: the part of the
+    recipe.
+    """
+
+    severity: Literal["warning", "fact"]
+    place: str
+    sentence: str

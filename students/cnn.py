@@ -18,12 +18,13 @@ from distillkit.students.vocabulary import check_size, open_saved, renumbered
 
 
 class Cnn(StudentSource):
-    """A convolutional network with max pooling over time (Kim 2014), and dilated residual layers on top of it.
+    """A convolutional network with max pooling over time (Kim 2014), and dilated residual layers on top of
+    it.
 
     "Convolutional Neural Networks for Sentence Classification" (section 2) has one layer. Departures: a window
     may reach past the ends of the text, where it sees zeros, so that every token has a state; further layers
-    see twice as far as the one before (iterated dilated convolutions, Strubell et al. 2017, section 4) and add
-    their input. The defaults are Kim's.
+    see twice as far as the one before (iterated dilated convolutions, Strubell et al. 2017, section 4) and
+    add their input. The defaults are Kim's.
 
     Settings:
         layers: Layers of filters; the first is Kim's, the windows of each further one are spread twice as far.

@@ -193,8 +193,8 @@ def start_table(student: Student, material: Material, *, from_teacher: bool) -> 
 
 
 def components(vectors_ND: Tensor, width: int) -> Tensor:
-    """`[N, width]`: the vectors' leading principal components (centred), the best affine approximation of that
-    rank in least squares (Eckart and Young 1936)."""
+    """`[N, width]`: the vectors' leading principal components (centred), the best affine approximation of
+    that rank in least squares (Eckart and Young 1936)."""
     centred = (vectors_ND - vectors_ND.mean(0)).double()
     _, directions = torch.linalg.eigh(centred.T @ centred)
     return (centred @ directions.flip(1)[:, :width]).to(vectors_ND.dtype)

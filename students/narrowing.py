@@ -2,8 +2,8 @@
 
 All blocks of a transformer read and write one stream of states. Its best subspace of the student's width is
 found on real rows (principal components, without centring: the maps are linear), and the teacher is written
-anew in it: what reads the stream is multiplied by the basis, what writes it by the basis transposed. The idea is
-SliceGPT's (Ashkboos et al. 2024, section 3); their exact treatment of norms is for norms before a block, so here,
+anew in it: what reads the stream is multiplied by the basis, what writes it by the basis transposed. The
+idea is SliceGPT's (Ashkboos et al. 2024, section 3); their exact treatment of norms is for norms before a block, so here,
 with norms after each part (BERT), gains and biases are fitted by least squares to what the teacher's norms gave.
 Heads and hidden neurons that add least to the stream on real rows are left out; a head that must become
 smaller keeps the best lower rank of its two bilinear forms. Nothing narrower: the same function.
@@ -124,7 +124,9 @@ def check_family(model: Encoder) -> None:
         )
 
 
-def narrow(student: Encoder, teacher: Encoder, blocks: Sequence[int], table: Tensor, material: Material) -> None:
+def narrow(
+    student: Encoder, teacher: Encoder, blocks: Sequence[int], table: Tensor, material: Material
+) -> None:
     """Give the student the chosen blocks (numbered from 1) of its wider teacher, and the rest around them.
 
     table: the teacher's token table, of the student's pieces.
@@ -171,7 +173,8 @@ def observed(teacher: Encoder, modules: Sequence[nn.Module], material: Material)
                 hooks.callback(handle.remove)
             fixed.outputs(batch.to(material.device), want=Want())
     return {
-        module: Seen(*(torch.cat(parts) for parts in zip(*pairs, strict=True))) for module, pairs in records.items()
+        module: Seen(*(torch.cat(parts) for parts in zip(*pairs, strict=True)))
+        for module, pairs in records.items()
     }
 
 

@@ -1,5 +1,5 @@
-"""A smaller transformer encoder: fresh in the shape of BERT (of ELECTRA where its table is narrower), or cut from
-its teacher in the teacher's own shape.
+"""A smaller transformer encoder: fresh in the shape of BERT (of ELECTRA where its table is narrower), or cut
+from its teacher in the teacher's own shape.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ import copy
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from optimum.utils import NormalizedConfigManager
 from transformers import BertConfig, ElectraConfig, PretrainedConfig, PreTrainedTokenizerBase
 
@@ -165,8 +164,8 @@ class Transformer(StudentSource):
         return sizes
 
     def _check_embedding(self, config: PretrainedConfig, teacher_width: int, width: int) -> None:
-        """The table keeps the teacher's form: as wide as the blocks, or narrower and widened. Raises ConfigError
-        for another."""
+        """The table keeps the teacher's form: as wide as the blocks, or narrower and widened. Raises
+        ConfigError for another."""
         theirs = config.to_dict().get("embedding_size", teacher_width)
         if theirs == teacher_width and "embedding_size" in config.to_dict():
             config.embedding_size = width

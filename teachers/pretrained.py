@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,10 +10,18 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from distillkit.data.tokenizers import load_tokenizer
-from distillkit.encoder import Encoder, load_body, load_config, spec_of, stored_weights
+from distillkit.encoder import (
+    Encoder,
+    folder_digest,
+    load_body,
+    load_config,
+    spec_of,
+    stored_weights,
+)
 from distillkit.errors import ConfigError, ModelError
 from distillkit.model import Student, TrainableTeacherSource
 from distillkit.settings import FinetuneSettings, Folder, Labels
+from distillkit.types import Finding
 
 
 class Pretrained(TrainableTeacherSource):
@@ -67,18 +75,16 @@ class Pretrained(TrainableTeacherSource):
     def load(self, folder: Path) -> Student:
         return Encoder.load(folder)
 
-
-def folder_digest(folder: Path) -> str:
-    """sha256 over the names and bytes of a model folder's config, weights and tokenizer files."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*")):
-        if path.is_file() and path.suffix in (".json", ".safetensors", ".txt", ".model"):
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    def findings(self, labels: Labels) -> Sequence[Finding]:
+        if self.finetune is not None or labels.kind != "classification":
+            return ()
+        theirs = list(load_config(self.path).id2label.values())
+        if theirs == list(labels.names):
+            return [Finding("fact", "teacher", "its labels are the task's, in the same order")]
+        moved = ", ".join(
+            f"its {theirs.index(name)} is {index} ({name})" for index, name in enumerate(labels.names)
+        )
+        return [Finding("fact", "teacher", f"its labels are put into the task's order by name: {moved:.300}")]
 
 
 def _order_labels(model: Encoder, labels: Labels, folder: Path) -> None:

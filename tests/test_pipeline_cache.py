@@ -38,7 +38,9 @@ def made(run: Path, stage: str) -> int:
 
 
 def test_phases_learn_from_kept_answers_what_they_learn_from_a_teacher_that_answers(here: Path) -> None:
-    """A phase on the task and one on a corpus, a stop while answers are recorded, and what reruns the stage."""
+    """A phase on the task and one on a corpus, a stop while answers are recorded, and what reruns the
+    stage.
+    """
     corpus = {**DISTILL, "losses": {"kd": {"use": "logits"}}, "corpus": "corpus.txt", "epochs": 1}
     live = load_file(run(here, [corpus, DISTILL], "name=live") / "student" / "model.safetensors")
     lossless = {"cache": {"dtype": "fp32"}}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from distillkit.losses.base import TEACHER, Loss
+from distillkit.losses.base import TEACHER, Compared, Loss
 from distillkit.losses.layer_maps import Pairs, layer_pairs
 from distillkit.losses.relations import check_attention, check_heads, scaled_scores, score_distance
 from distillkit.settings import LayerPairs
@@ -51,6 +51,9 @@ class AttentionScores(Loss):
     def count(self, batch: Batch) -> int:
         """Pairs of real tokens."""
         return int(batch.mask.sum(dim=-1).square().sum())
+
+    def compared(self) -> Sequence[Compared]:
+        return [Compared("attention", low, high) for low, high in self.pairs]
 
     def forward(self, step: Step) -> Tensor:
         mine, told = step.student.attention, step.teachers[TEACHER].attention

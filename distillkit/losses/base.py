@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from operator import or_
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,21 @@ from distillkit.types import IGNORED, Access, Batch, Reads, Spec, Step, Want
 
 TEACHER = "teacher"
 """The name a single teacher has in `Step.teachers`."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two places inside the models that a loss compares.
+
+    part: states are numbered as in `Outputs.hidden` (0 = embeddings), blocks of attention from 1. student:
+    None where the loss chooses among all. how: what is between them (a projection), or what both are cut
+    into.
+    """
+
+    part: Literal["state", "attention"]
+    student: int | None
+    teacher: int
+    how: str = ""
 
 
 class Loss(nn.Module, ABC):
@@ -61,6 +78,10 @@ class Loss(nn.Module, ABC):
         micro-batches and ranks be joined exactly.
         """
         return batch.num_answers
+
+    def compared(self) -> Sequence[Compared]:
+        """Once bound: the places inside the models that it compares; none for a term on answers alone."""
+        return ()
 
     @abstractmethod
     def forward(self, step: Step) -> Tensor:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from distillkit.losses.base import TEACHER, Loss, counterfactual_of
+from distillkit.losses.base import TEACHER, Compared, Loss, counterfactual_of
 from distillkit.losses.hidden_cosine import cosine_distance
 from distillkit.losses.states import Projections
 from distillkit.settings import Projection
@@ -30,10 +30,14 @@ class CausalCosine(Loss):
         self.projection = projection
 
     def bind(self, student: Spec, teachers: Mapping[str, Spec]) -> None:
+        self.last = student.num_layers, teachers[TEACHER].num_layers
         self.projections = Projections(self.projection, student, teachers[TEACHER], 1)
 
     def count(self, batch: Batch) -> int:
         return batch.num_tokens
+
+    def compared(self) -> Sequence[Compared]:
+        return [Compared("state", *self.last, self.projections.words)]
 
     def forward(self, step: Step) -> Tensor:
         swapped = counterfactual_of(step)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from distillkit.losses.base import TEACHER, Loss
+from distillkit.losses.base import TEACHER, Compared, Loss
 from distillkit.losses.relations import check_heads, chosen_block, relation_divergence
 from distillkit.settings import Count
 from distillkit.types import Access, Batch, Reads, Spec, Step, Want
@@ -40,6 +40,9 @@ class Minilm(Loss):
 
     def count(self, batch: Batch) -> int:
         return batch.num_tokens
+
+    def compared(self) -> Sequence[Compared]:
+        return [Compared("attention", self.mine + 1, self.told + 1)]
 
     def forward(self, step: Step) -> Tensor:
         mine, told = step.student.attention[self.mine], step.teachers[TEACHER].attention[self.told]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from distillkit.errors import ConfigError
-from distillkit.losses.base import TEACHER, Loss
+from distillkit.losses.base import TEACHER, Compared, Loss
 from distillkit.losses.relations import chosen_block, relation_divergence, split_heads
 from distillkit.settings import Count
 from distillkit.types import Access, Batch, Reads, Spec, Step, Want
@@ -65,6 +65,9 @@ class MinilmV2(Loss):
 
     def count(self, batch: Batch) -> int:
         return batch.num_tokens
+
+    def compared(self) -> Sequence[Compared]:
+        return [Compared("attention", self.mine + 1, self.told + 1, f"{self.heads} relation heads")]
 
     def forward(self, step: Step) -> Tensor:
         mine, told = step.student.attention[self.mine], step.teachers[TEACHER].attention[self.told]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distillkit.errors import ConfigError
-from distillkit.losses.base import TEACHER, Loss
+from distillkit.losses.base import TEACHER, Compared, Loss
 from distillkit.losses.layer_maps import Pairs, layer_pairs
 from distillkit.losses.states import Projections
 from distillkit.settings import LayerPairs, Projection
@@ -79,6 +79,9 @@ class Pkd(Loss):
 
     def count(self, batch: Batch) -> int:
         return batch.num_examples
+
+    def compared(self) -> Sequence[Compared]:
+        return [Compared("state", low, high, self.projections.words) for low, high in self.pairs]
 
     def forward(self, step: Step) -> Tensor:
         mine, told = step.student.hidden, step.teachers[TEACHER].hidden

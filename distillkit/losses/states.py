@@ -6,14 +6,14 @@ is trained with the student, saved in checkpoints, and never exported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from distillkit.errors import ConfigError
-from distillkit.losses.base import TEACHER, Loss, masked_mean
+from distillkit.losses.base import TEACHER, Compared, Loss, masked_mean
 from distillkit.losses.layer_maps import Pairs, layer_pairs
 from distillkit.settings import LayerMap, Projection
 from distillkit.types import Access, Batch, Reads, Spec, Step, Want
@@ -35,8 +35,16 @@ class Projections(nn.Module):
                 where="projection",
                 hint="add projection: linear",
             )
+        self.shared = kind == "shared"
         count = {"shared": 1, "linear": num_pairs, "auto": num_pairs if differ else 0, "none": 0}[kind]
         self.maps = nn.ModuleList(_linear(student.hidden_dim, teacher.hidden_dim) for _ in range(count))
+
+    @property
+    def words(self) -> str:
+        """What is between two states."""
+        if not len(self.maps):
+            return ""
+        return "one linear map for all" if self.shared else "a linear map"
 
     def forward(self, state_BLD: Tensor, pair: int) -> Tensor:
         if not len(self.maps):
@@ -81,6 +89,11 @@ class StateLoss(Loss):
 
     def count(self, batch: Batch) -> int:
         return batch.num_tokens
+
+    def compared(self) -> Sequence[Compared]:
+        chosen = self.layer_map == "closest"
+        how = self.projections.words
+        return [Compared("state", None if chosen else low, high, how) for low, high in self.pairs]
 
     def distance(self, student_BLD: Tensor, teacher_BLD: Tensor) -> Tensor:
         """`[B, L]` in fp32; 0 for equal states."""

@@ -1,0 +1,290 @@
+"""What can be known of a run before anything is trained: whether its models fit each other, the data and the
+losses, which layer learns from which, and what would go wrong silently.
+
+`plan` shows it, and a run asks for it right after its tokenizer is there. What cannot work is raised, all of
+it together; everything else is a Finding. What only trained weights can show is judged later (`stages`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from distillkit import evaluate
+from distillkit.data.batching import Encoded
+from distillkit.data.tasks import Rows, Task
+from distillkit.errors import ConfigError, DistillkitError, ModelError
+from distillkit.losses.base import Compared, LossStack
+from distillkit.model import (
+    FixedTeacher,
+    Student,
+    StudentSource,
+    Teacher,
+    TeacherSource,
+    TrainableTeacherSource,
+)
+from distillkit.settings import RunConfig
+from distillkit.stacks import bind, interchange_of, raise_all
+from distillkit.types import Finding, Spec, Want
+
+SAMPLE_TEXTS = 200
+"""Texts on which two tokenizers are compared."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a recipe names, as objects that are there before any weights."""
+
+    config: RunConfig
+    task: Task
+    teacher: TeacherSource
+    student: StudentSource
+    stacks: tuple[LossStack, ...]
+
+    @property
+    def trained(self) -> bool:
+        """Whether the teacher answers the task as it comes, without training here."""
+        source = self.teacher
+        return not isinstance(source, TrainableTeacherSource) or (
+            source.finetune is None and source.pretrain is None
+        )
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """The models of a run at their real sizes, before anything is trained."""
+
+    named: Named
+    tokenizer: PreTrainedTokenizerBase
+    teacher: Teacher
+    student: Student
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """A line of the layer map: what of the student learns from what of the teacher, in words; phases count
+    from 1.
+    """
+
+    phase: int
+    loss: str
+    student: str
+    teacher: str
+    how: str
+
+
+def build(named: Named, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Prospect:
+    """Both models, untrained where the run trains them; `folder` is the teacher's where it does not.
+
+    Raises DistillkitError where one cannot be made.
+    """
+    source, labels, length = named.teacher, named.task.labels, named.config.task.max_length
+    if isinstance(source, TrainableTeacherSource):
+        teacher: Teacher = FixedTeacher(source.classifier(tokenizer, labels, length, None))
+    else:
+        teacher = source.teacher(folder, labels)
+    student = named.student.build(tokenizer, labels, length, teacher)
+    return Prospect(named, tokenizer, teacher, student)
+
+
+def findings(prospect: Prospect) -> tuple[Finding, ...]:
+    """Bind the losses and look at everything that needs no trained weights.
+
+    Raises what cannot work: ConfigError (2) for the recipe, ModelError (4) for the models, ErrorGroup for
+    several.
+    """
+    raise_all(list(_errors(prospect)))
+    named = prospect.named
+    texts = list(islice(named.task.train.texts, SAMPLE_TEXTS))
+    return (
+        _access(prospect),
+        *named.teacher.findings(named.task.labels),
+        *named.student.findings(prospect.tokenizer, texts),
+        *_padded_rows(prospect),
+        *_segments(prospect),
+        *_larger(prospect),
+    )
+
+
+def meetings(prospect: Prospect) -> tuple[Meeting, ...]:
+    """The layer map of every term and of the interventions, once the losses are bound."""
+    return tuple(
+        line
+        for index, stack in enumerate(prospect.named.stacks)
+        for line in (*_terms(index, stack, prospect), *_sites(index, stack, prospect))
+    )
+
+
+def sample(rows: Rows, count: int) -> Rows:
+    """At most `count` rows, evenly spread."""
+    if len(rows.ids) <= count:
+        return rows
+    chosen = np.linspace(0, len(rows.ids) - 1, count).astype(np.int64)
+    labels = None if rows.labels is None else rows.labels[chosen]
+    texts = tuple(rows.texts[index] for index in chosen)
+    return Rows(rows.ids[chosen], texts, labels, f"{rows.digest} {count} of it")
+
+
+def judged(prospect: Prospect, encoded: Encoded, device: torch.device) -> Finding:
+    """What the teacher scores on validation rows (`encoded`: some of them or all) against the constant
+    answer, where it comes trained; when it will be judged, where it does not.
+
+    Raises ModelError as the run would, where all rows were asked and it is no better.
+    """
+    named = prospect.named
+    if not named.trained:
+        return Finding("fact", "teacher", "it is judged against the majority class when it is trained")
+    train, gold = named.task.train.labels, encoded.labels
+    assert train is not None and gold is not None
+    logits = _answers(prospect.teacher.to(device), encoded, device)
+    seed = named.config.seed
+    verdict = evaluate.better_than_majority(named.task.labels, train, gold, logits, seed=seed)
+    whole = len(encoded) == len(named.task.validation.ids)
+    if verdict.passes or named.config.teacher.allow_weak:
+        return Finding("fact" if verdict.passes else "warning", "teacher", verdict.sentence)
+    if whole:
+        raise weak(verdict)
+    return Finding("warning", "teacher", f"{verdict.sentence}; a run refuses it if all rows say so")
+
+
+def weak(verdict: evaluate.Verdict) -> ModelError:
+    """The refusal of a teacher that has nothing to teach."""
+    return ModelError(
+        f"the teacher is no better than a constant answer: {verdict.sentence}",
+        where="teacher",
+        hint="train it longer or on more data; teacher.allow_weak: true goes on all the same",
+    )
+
+
+def _answers(teacher: Teacher, encoded: Encoded, device: torch.device) -> NDArray[np.float32]:
+    return evaluate.predict(lambda batch: teacher.outputs(batch, want=Want()), encoded, device=device)
+
+
+def _errors(prospect: Prospect) -> Iterator[DistillkitError]:
+    named, specs = prospect.named, _specs(prospect)
+    for role, spec in specs.items():
+        length = named.config.task.max_length
+        if length > spec.max_length:
+            yield ConfigError(
+                f"max_length {length} is more than the {role}'s {spec.max_length} positions",
+                where="task.max_length",
+                hint=f"at most {spec.max_length}",
+            )
+    rows, tokens = prospect.teacher.spec.vocab_size, len(prospect.tokenizer)
+    if 0 < rows < tokens:
+        yield ModelError(
+            f"the tokenizer has {tokens} entries, the teacher's embeddings {rows} rows",
+            where="teacher",
+            hint="they belong to different models",
+        )
+    mine, theirs = (spec.num_labels for spec in specs.values())
+    if mine != theirs:
+        yield ModelError(
+            f"the student gives {mine:,} scores, the teacher {theirs:,}",
+            where="student",
+            hint="both answer with one score for each label, in the task's order",
+        )
+    for index, stack in enumerate(named.stacks):
+        try:
+            bind(named.config, index, stack, **specs)
+            interchange_of(named.config, index, stack, **specs)
+        except DistillkitError as error:
+            yield error
+
+
+def _specs(prospect: Prospect) -> dict[str, Spec]:
+    return {"student": prospect.student.spec, "teacher": prospect.teacher.spec}
+
+
+def _access(prospect: Prospect) -> Finding:
+    needs = max(
+        (
+            loss.needs.access
+            for stack in prospect.named.stacks
+            for loss in stack.terms.values()
+            if loss.needs_teacher
+        ),
+        default=None,
+    )
+    asked = "no loss asks it" if needs is None else f"the losses ask for {needs.name} at most"
+    return Finding("fact", "teacher", f"it gives {prospect.teacher.access.name}; {asked}")
+
+
+def _padded_rows(prospect: Prospect) -> Iterator[Finding]:
+    tokens = len(prospect.tokenizer)
+    for role, spec in _specs(prospect).items():
+        if spec.vocab_size > tokens:
+            words = f"its embeddings have {spec.vocab_size:,} rows for the {tokens:,} tokens of the tokenizer"
+            yield Finding("fact", role, f"{words}; the rest is never read")
+
+
+def _segments(prospect: Prospect) -> Iterator[Finding]:
+    """What a model would silently lose of a pair of texts."""
+    specs = _specs(prospect)
+    knows = [role for role, spec in specs.items() if spec.num_segments > 1]
+    if isinstance(prospect.named.config.task.text, str) or "teacher" not in knows:
+        return
+    if "token_type_ids" not in prospect.tokenizer.model_input_names:
+        words = (
+            "it tells the two texts of a pair apart, but its tokenizer does not say which token is of which"
+        )
+        yield Finding(
+            "warning", "teacher", f"{words}: add token_type_ids to model_input_names of its tokenizer"
+        )
+    elif "student" not in knows:
+        words = "it does not read which of the two texts a token is of (token_type_ids); the teacher does"
+        yield Finding("warning", "student", words)
+
+
+def _larger(prospect: Prospect) -> Iterator[Finding]:
+    if isinstance(prospect.teacher, FixedTeacher):
+        mine, theirs = (parameters(model) for model in (prospect.student, prospect.teacher.model))
+        if mine > theirs:
+            words = f"the student is larger than its teacher: {mine:,} parameters, not {theirs:,}"
+            yield Finding("warning", "student", words)
+
+
+def parameters(model: Student) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _terms(index: int, stack: LossStack, prospect: Prospect) -> Iterator[Meeting]:
+    for name, loss in stack.terms.items():
+        pairs = loss.compared()
+        if not pairs:
+            yield Meeting(index + 1, name, "answers", "answers" if loss.needs_teacher else "labels", "")
+        for pair in pairs:
+            yield Meeting(index + 1, name, *_sides(pair, _specs(prospect)))
+
+
+def _sides(pair: Compared, specs: Mapping[str, Spec]) -> tuple[str, str, str]:
+    numbers = {"student": pair.student, "teacher": pair.teacher}
+    mine, theirs = (_place(pair.part, numbers[role], spec) for role, spec in specs.items())
+    return mine, theirs, pair.how
+
+
+def _place(part: str, number: int | None, spec: Spec) -> str:
+    if part == "attention":
+        return f"block {number} of {spec.num_layers}, {spec.num_heads} heads"
+    if number is None:
+        return f"nearest of {spec.num_layers} blocks, {spec.hidden_dim} wide"
+    state = "embeddings" if number == 0 else f"state {number} of {spec.num_layers}"
+    return f"{state}, {spec.hidden_dim} wide"
+
+
+def _sites(index: int, stack: LossStack, prospect: Prospect) -> Iterator[Meeting]:
+    swapped = interchange_of(prospect.named.config, index, stack, **_specs(prospect))
+    for site in swapped.sites if swapped is not None else ():
+        mine, theirs = (f"swap after block {_numbers(blocks)}" for blocks in (site.student, site.teacher))
+        yield Meeting(index + 1, "interchange", mine, theirs, "")
+
+
+def _numbers(blocks: Sequence[int]) -> str:
+    return ", ".join(map(str, blocks))
