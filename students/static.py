@@ -18,7 +18,15 @@ from distillkit.errors import ConfigError
 from distillkit.model import Material, Student, StudentSource, Teacher
 from distillkit.settings import Count, Fraction, Labels, Positive
 from distillkit.students.layers import Layered, Sizes, components, load_layered, mean_pool
-from distillkit.students.vocabulary import Renumbered, check_size, choose, count, open_saved, renumbered, shared
+from distillkit.students.vocabulary import (
+    Renumbered,
+    check_size,
+    choose,
+    count,
+    open_saved,
+    renumbered,
+    shared,
+)
 from distillkit.types import Access, Batch, Want
 
 _PIECES = 512
@@ -115,10 +123,11 @@ def inverse_frequency(counts: NDArray[np.int64], sif: float) -> Tensor:
 def _pieces(tokenizer: PreTrainedTokenizerBase) -> Iterator[Batch]:
     """Every token id once, with what the tokenizer puts around a text."""
     around = tokenizer("a", return_special_tokens_mask=True)
-    ids, special = np.asarray(around["input_ids"]), np.asarray(around["special_tokens_mask"])
-    first, last = np.flatnonzero(special == 0)[[0, -1]]
-    for pieces in torch.arange(len(tokenizer)).split(_PIECES):
-        before, after = (torch.from_numpy(part).expand(len(pieces), -1) for part in (ids[:first], ids[last + 1 :]))
+    ids, special = torch.tensor(around["input_ids"]), around["special_tokens_mask"]
+    first, after_last = special.index(0), len(special) - special[::-1].index(0)
+    for start in range(0, len(tokenizer), _PIECES):
+        pieces = torch.arange(start, min(start + _PIECES, len(tokenizer)))
+        before, after = (part.expand(len(pieces), -1) for part in (ids[:first], ids[after_last:]))
         tokens_BL = torch.cat([before, pieces[:, None], after], dim=1)
         ones_BL = torch.ones_like(tokens_BL)
         inputs = {
@@ -127,9 +136,7 @@ def _pieces(tokenizer: PreTrainedTokenizerBase) -> Iterator[Batch]:
             "token_type_ids": torch.zeros_like(tokens_BL),
         }
         texts = tuple((tokenizer.decode([piece]),) for piece in pieces.tolist())
-        yield Batch(
-            inputs=inputs, labels=None, mask=ones_BL.bool(), ids=pieces, texts=texts, full=True
-        )
+        yield Batch(inputs=inputs, labels=None, mask=ones_BL.bool(), ids=pieces, texts=texts, full=True)
 
 
 def _model(sizes: Sizes) -> Layered:

@@ -1,8 +1,8 @@
-"""A student that knows fewer pieces than its tokenizer: teacher and student read the same token ids, and a map
-sends each id to a row of the student's smaller table. In ONNX the map is one Gather.
+"""A student that knows fewer pieces than its tokenizer: teacher and student read the same token ids, and a
+map sends each id to a row of the student's smaller table. In ONNX the map is one lookup.
 
-Pieces that the training rows hold most often keep a row of their own; all the others share the last one. Shape
-legend: T token ids of the tokenizer, N rows of the student's table.
+Pieces that the training rows hold most often keep a row of their own; all the others share the last one.
+Shape legend: T token ids of the tokenizer, N rows of the student's table.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ def count(rows: Encoded, size: int) -> NDArray[np.int64]:
 
 
 def shared(table_TD: Tensor, rows_T: Tensor, counts: NDArray[np.int64]) -> Tensor:
-    """`[N, D]`: each row the mean of the rows of a larger table that share it, weighted by how often they occur
-    plus one. A piece with a row of its own keeps its vector exactly.
+    """`[N, D]`: each row the mean of the rows of a larger table that share it, weighted by how often they
+    occur plus one. A piece with a row of its own keeps its vector exactly.
     """
     weights = torch.as_tensor(counts + 1, dtype=torch.float64)
     size = int(rows_T.max()) + 1
