@@ -34,6 +34,7 @@ from distillkit.digests import Training, digest
 from distillkit.encoder import Encoder
 from distillkit.errors import ModelError
 from distillkit.export.bundle import export as export_student
+from distillkit.flops import flops_per_example
 from distillkit.losses.base import TEACHER, LossStack
 from distillkit.losses.gold import Gold
 from distillkit.model import (
@@ -533,8 +534,16 @@ def _variant(job: Job, role: Role, backend: Backend, folder: Path, samples: Enco
         where.mkdir()
         export_student(model, job.tokenizer, job.task.labels, samples, where, job.config.export)
     elif not isinstance(model, Encoder):  # of a class that the process which measures does not know
-        return Variant(name, role, backend, None, live=lambda: _in_this_process(job, FixedTeacher(model)))
+        return Variant(name, role, backend, None, live=lambda: _loaded_here(job, model, where))
     return Variant(name, role, backend, where)
+
+
+def _loaded_here(job: Job, model: Student, folder: Path) -> Opened:
+    """A model that a source read from its folder, timed in this process."""
+    opened = _in_this_process(job, FixedTeacher(model))
+    opened.size = (folder / "model.safetensors").stat().st_size
+    opened.flops = lambda batch: flops_per_example(model, batch.to(job.device))
+    return opened
 
 
 def _in_this_process(job: Job, model: Teacher) -> Opened:

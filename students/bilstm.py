@@ -92,9 +92,7 @@ class BothWays(nn.Module):
 
 
 def reversal(mask_BL: Tensor) -> Tensor:
-    """`[B, L]` positions that reverse the real tokens of each row and leave padding, on the right, in
-    place.
-    """
+    """`[B, L]` positions that turn each row's real tokens round and leave padding, on the right, in place."""
     positions_L = torch.arange(mask_BL.shape[1], device=mask_BL.device)
     return torch.where(mask_BL, mask_BL.sum(1, keepdim=True) - 1 - positions_L, positions_L)
 

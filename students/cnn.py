@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
 from distillkit.errors import ConfigError
@@ -18,16 +19,15 @@ from distillkit.students.vocabulary import check_size, open_saved, renumbered
 
 
 class Cnn(StudentSource):
-    """A convolutional network with max pooling over time (Kim 2014), and dilated residual layers on top of
-    it.
+    """A convolutional network with max pooling over time (Kim 2014), and dilated residual layers on top.
 
-    "Convolutional Neural Networks for Sentence Classification" (section 2) has one layer. Departures: a window
-    may reach past the ends of the text, where it sees zeros, so that every token has a state; further layers
-    see twice as far as the one before (iterated dilated convolutions, Strubell et al. 2017, section 4) and
-    add their input. The defaults are Kim's.
+    "Convolutional Neural Networks for Sentence Classification" (section 2) has one layer. Departures: a
+    window may reach past the ends of the text, where it sees zeros, so that every token has a state; further
+    layers see twice as far as the one before (iterated dilated convolutions, Strubell et al. 2017, section 4)
+    and add their input. Kernels and filters are Kim's by default.
 
     Settings:
-        layers: Layers of filters; the first is Kim's, the windows of each further one are spread twice as far.
+        layers: Layers of filters; the first is Kim's, each further one spreads its windows twice as far.
         width: Filters of a layer, of all kernel widths together.
         kernels: Widths of the windows, in tokens; the filters are shared out evenly.
         embedding: Width of the token table; default the same, a narrower one is widened by a linear map.
@@ -85,14 +85,16 @@ class FilterBank(nn.Module):
     def __init__(self, sizes: Sizes, dilation: int) -> None:
         super().__init__()
         self.convolutions = nn.ModuleList(
-            nn.Conv1d(sizes.width, filters, kernel, padding="same", dilation=dilation)
+            nn.Conv1d(sizes.width, filters, kernel, dilation=dilation)
             for kernel, filters in zip(sizes.kernels, _shares(sizes), strict=True)
         )
+        self.ends = [_ends(dilation * (kernel - 1)) for kernel in sizes.kernels]
         self.dropout = nn.Dropout(sizes.dropout)
 
     def forward(self, states_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         seen_BDL = (states_BLD * mask_BL[..., None].to(states_BLD.dtype)).transpose(1, 2)
-        found_BDL = torch.cat([convolution(seen_BDL) for convolution in self.convolutions], dim=1)
+        banks = zip(self.convolutions, self.ends, strict=True)
+        found_BDL = torch.cat([convolution(pad(seen_BDL, ends)) for convolution, ends in banks], dim=1)
         states: Tensor = self.dropout(found_BDL.relu().transpose(1, 2))
         return states
 
@@ -107,6 +109,11 @@ class Residual(nn.Module):
     def forward(self, states_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         states: Tensor = states_BLD + self.block(states_BLD, mask_BL)
         return states
+
+
+def _ends(missing: int) -> tuple[int, int]:
+    """Zeros before and after the text, so that there are as many windows as tokens."""
+    return missing // 2, missing - missing // 2
 
 
 def _shares(sizes: Sizes) -> list[int]:

@@ -49,8 +49,7 @@ def chosen_blocks(settings: Initialise, *, student_layers: int, teacher_layers: 
 
 
 def from_blocks(student: Encoder, teacher: Encoder, blocks: Sequence[int], table: Tensor) -> None:
-    """Copy the chosen blocks, and all that is left (embeddings, pooler, head); everything is copied bit for
-    bit.
+    """Copy the chosen blocks, and all that is left (embeddings, pooler, head), bit for bit.
 
     table: the teacher's token table, of the student's pieces. A student with every block of its teacher
     computes what the teacher computes.

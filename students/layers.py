@@ -86,13 +86,14 @@ class Layered(Student):
         for index, block in enumerate(self.blocks):
             state = block(states[-1], batch.mask)
             states.append(swap[index](state) if swap and index in swap else state)
-        if batch.scored is None:
-            answers = self.pool(states[-1], batch.mask)
-        else:
-            answers = states[-1][batch.scored]
+        answers = self._answers(states[-1], batch)
         shown = {Access.ALL_STATES: states, Access.FINAL_STATES: states[-1:]}
         hidden = shown.get(min(want.access, Access.ALL_STATES), [])
         return Outputs(logits=self.head(self.dropout(answers)).float(), hidden=tuple(hidden))
+
+    def _answers(self, states_BLD: Tensor, batch: Batch) -> Tensor:
+        """`[N, D]`: what the head reads, a row for each answer."""
+        return self.pool(states_BLD, batch.mask) if batch.scored is None else states_BLD[batch.scored]
 
     def embedded(self, ids_BL: Tensor) -> Tensor:
         states: Tensor = self.dropout(self.widen(self.table(ids_BL)))
@@ -193,11 +194,12 @@ def start_table(student: Student, material: Material, *, from_teacher: bool) -> 
 
 
 def components(vectors_ND: Tensor, width: int) -> Tensor:
-    """`[N, width]`: the vectors' leading principal components (centred), the best affine approximation of
-    that rank in least squares (Eckart and Young 1936)."""
+    """`[N, width]`: the vectors' leading principal components (centred), in least squares the best they can
+    be in so few dimensions (Eckart and Young 1936)."""
     centred = (vectors_ND - vectors_ND.mean(0)).double()
     _, directions = torch.linalg.eigh(centred.T @ centred)
-    return (centred @ directions.flip(1)[:, :width]).to(vectors_ND.dtype)
+    made: Tensor = (centred @ directions.flip(1)[:, :width]).to(vectors_ND.dtype)
+    return made
 
 
 def _head(sizes: Sizes) -> nn.Module:

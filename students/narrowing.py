@@ -3,13 +3,13 @@
 All blocks of a transformer read and write one stream of states. Its best subspace of the student's width is
 found on real rows (principal components, without centring: the maps are linear), and the teacher is written
 anew in it: what reads the stream is multiplied by the basis, what writes it by the basis transposed. The
-idea is SliceGPT's (Ashkboos et al. 2024, section 3); their exact treatment of norms is for norms before a block, so here,
-with norms after each part (BERT), gains and biases are fitted by least squares to what the teacher's norms gave.
-Heads and hidden neurons that add least to the stream on real rows are left out; a head that must become
-smaller keeps the best lower rank of its two bilinear forms. Nothing narrower: the same function.
+idea is SliceGPT's (Ashkboos et al. 2024, section 3); their exact treatment of norms is for norms before a
+part, so here, with norms after it (BERT), gains and biases are fitted by least squares to what the teacher's
+norms gave. Heads and hidden neurons that add least to the stream on real rows are left out; a head that must
+become smaller keeps the best lower rank of its two bilinear forms. Nothing narrower: the same function.
 
-Shape legend: N tokens of the sample, D and d widths of teacher and student, H and h values of a teacher's and a
-student's head, F neurons of a hidden layer.
+Shape legend: N tokens of the sample, D and d widths of teacher and student, H and h values of a head of each,
+K heads of the teacher, F neurons of a hidden layer.
 """
 
 from __future__ import annotations
@@ -159,7 +159,8 @@ def residual_basis(states_ND: Tensor, width: int) -> Tensor:
     if states.shape[1] == width:
         return torch.eye(width, dtype=torch.float64)
     _, directions = torch.linalg.eigh(states.T @ states)
-    return directions.flip(1)[:, :width]
+    best_Dd: Tensor = directions.flip(1)[:, :width]
+    return best_Dd
 
 
 def observed(teacher: Encoder, modules: Sequence[nn.Module], material: Material) -> Mapping[nn.Module, Seen]:
@@ -172,10 +173,29 @@ def observed(teacher: Encoder, modules: Sequence[nn.Module], material: Material)
                 handle = module.register_forward_hook(_recorder(records[module], batch.mask))
                 hooks.callback(handle.remove)
             fixed.outputs(batch.to(material.device), want=Want())
-    return {
-        module: Seen(*(torch.cat(parts) for parts in zip(*pairs, strict=True)))
-        for module, pairs in records.items()
-    }
+    return {module: _joined(pairs) for module, pairs in records.items()}
+
+
+def narrow_attention(own: Block, source: Block, cut: Cut, context_ND: Tensor) -> None:
+    """Score and value forms of the heads that add most to the stream, each of the student's rank."""
+    basis_Dd, heads = cut.basis_Dd, cut.teacher_heads
+    query, key, value = (_by_head(part, basis_Dd, heads) for part in (source.query, source.key, source.value))
+    out_KHd = torch.stack((source.out.weight.double().cpu().T @ basis_Dd).chunk(heads))
+    added_K = torch.stack(
+        [(part @ out).square().mean() for part, out in zip(context_ND.chunk(heads, 1), out_KHd, strict=True)]
+    )
+    scale = (cut.head_dim / query.shape[1]) ** 0.25  # scores are divided by the root of the head's size
+    made: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    for head in strongest(added_K, cut.heads).tolist():
+        queries, keys = low_rank(query[head], key[head], cut.head_dim)
+        values, outs = low_rank(value[head], out_KHd[head], cut.head_dim)
+        made.append((queries * scale, keys * scale, values, outs))
+    queries, keys, values, outs = (torch.cat(parts) for parts in zip(*made, strict=True))
+    for mine, both in ((own.query, queries), (own.key, keys), (own.value, values)):
+        mine.weight.copy_(both[:, :-1])
+        mine.bias.copy_(both[:, -1])
+    own.out.weight.copy_(outs.T)
+    own.out.bias.copy_(basis_Dd.T @ source.out.bias.double().cpu())
 
 
 def fit_norm(own: nn.LayerNorm, before_Nd: Tensor, after_Nd: Tensor) -> None:
@@ -220,34 +240,12 @@ def _narrow_embeddings(
 
 
 def _narrow_block(own: Block, source: Block, cut: Cut, seen: Mapping[nn.Module, Seen]) -> None:
-    _narrow_attention(own, source, cut, seen[source.out].taken)
+    narrow_attention(own, source, cut, seen[source.out].taken)
     _fit(own.attention_norm, seen[source.attention_norm], cut.basis_Dd)
     neurons = _neurons(source.down, seen[source.down].taken, own.down.in_features)
     _read(own.up, source.up, cut.basis_Dd, neurons)
     _write(own.down, source.down, cut.basis_Dd, neurons)
     _fit(own.norm, seen[source.norm], cut.basis_Dd)
-
-
-def _narrow_attention(own: Block, source: Block, cut: Cut, context_ND: Tensor) -> None:
-    """Score and value forms of the heads that add most to the stream, each of the student's rank."""
-    basis_Dd, heads = cut.basis_Dd, cut.teacher_heads
-    query, key, value = (_by_head(part, basis_Dd, heads) for part in (source.query, source.key, source.value))
-    out_KHd = (basis_Dd.T @ source.out.weight.double().cpu()).T.unflatten(0, (heads, -1))
-    added_K = torch.stack(
-        [(part @ out).square().mean() for part, out in zip(_split(context_ND, heads), out_KHd, strict=True)]
-    )
-    scale = (cut.head_dim / query.shape[1]) ** 0.25  # scores are divided by the root of the head's size
-    made: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    for head in strongest(added_K, cut.heads).tolist():
-        queries, keys = low_rank(query[head], key[head], cut.head_dim)
-        values, outs = low_rank(value[head], out_KHd[head], cut.head_dim)
-        made.append((queries * scale, keys * scale, values, outs))
-    queries, keys, values, outs = (torch.cat(parts) for parts in zip(*made, strict=True))
-    for mine, both in ((own.query, queries), (own.key, keys), (own.value, values)):
-        mine.weight.copy_(both[:, :-1])
-        mine.bias.copy_(both[:, -1])
-    own.out.weight.copy_(outs.T)
-    own.out.bias.copy_(basis_Dd.T @ source.out.bias.double().cpu())
 
 
 def _narrow_head(
@@ -287,15 +285,10 @@ def _fit(own: nn.LayerNorm, seen: Seen, basis_Dd: Tensor) -> None:
 
 
 def _by_head(part: nn.Linear, basis_Dd: Tensor, heads: int) -> Tensor:
-    """`[heads, H, d + 1]`: weight and bias of each head, for a stream with a 1 behind it."""
+    """`[K, H, d + 1]`: weight and bias of each head, for a stream with a 1 behind it."""
     weight = part.weight.double().cpu() @ basis_Dd
     both = torch.cat([weight, part.bias.double().cpu()[:, None]], dim=1)
-    return both.unflatten(0, (heads, -1))
-
-
-def _split(context_ND: Tensor, heads: int) -> Sequence[Tensor]:
-    parts: Sequence[Tensor] = context_ND.chunk(heads, dim=1)
-    return parts
+    return torch.stack(both.chunk(heads))
 
 
 def _sample(rows: Encoded) -> Iterator[Batch]:
@@ -303,6 +296,10 @@ def _sample(rows: Encoded) -> Iterator[Batch]:
     chosen = np.linspace(0, len(rows) - 1, num=number).astype(np.int64)
     for part in sequential_batches(rows.lengths[chosen], tokens=_BATCH_TOKENS):
         yield collate(rows, chosen[part])
+
+
+def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> Seen:
+    return Seen(torch.cat([taken for taken, _ in pairs]), torch.cat([given for _, given in pairs]))
 
 
 def _recorder(record: list[tuple[Tensor, Tensor]], mask_BL: Tensor) -> Any:

@@ -123,12 +123,11 @@ def inverse_frequency(counts: NDArray[np.int64], sif: float) -> Tensor:
 def _pieces(tokenizer: PreTrainedTokenizerBase) -> Iterator[Batch]:
     """Every token id once, with what the tokenizer puts around a text."""
     around = tokenizer("a", return_special_tokens_mask=True)
-    ids, special = np.asarray(around["input_ids"]), np.asarray(around["special_tokens_mask"])
-    first, last = np.flatnonzero(special == 0)[[0, -1]]
-    for pieces in torch.arange(len(tokenizer)).split(_PIECES):
-        before, after = (
-            torch.from_numpy(part).expand(len(pieces), -1) for part in (ids[:first], ids[last + 1 :])
-        )
+    ids, special = torch.tensor(around["input_ids"]), around["special_tokens_mask"]
+    first, after_last = special.index(0), len(special) - special[::-1].index(0)
+    for start in range(0, len(tokenizer), _PIECES):
+        pieces = torch.arange(start, min(start + _PIECES, len(tokenizer)))
+        before, after = (part.expand(len(pieces), -1) for part in (ids[:first], ids[after_last:]))
         tokens_BL = torch.cat([before, pieces[:, None], after], dim=1)
         ones_BL = torch.ones_like(tokens_BL)
         inputs = {

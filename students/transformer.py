@@ -41,8 +41,8 @@ class Transformer(StudentSource):
         layers: Blocks.
         width: Hidden size; default the teacher's.
         heads: Attention heads; default one per 64 of width, with `initialise` as large as the teacher's.
-        ffn: Inner size of the feed-forward part; default 4 times the width, with `initialise` in the teacher's
-            proportion.
+        ffn: Inner size of the feed-forward part; default 4 times the width, with `initialise` the teacher's
+            ratio.
         embedding: Width of the token table, widened by a linear map; default the width.
         vocabulary: Pieces with a row of their own, one of them for all the rest; default every piece.
         dropout: Probability of dropping a hidden value or an attention weight in training.
@@ -127,7 +127,7 @@ class Transformer(StudentSource):
         """The teacher's config in the student's sizes."""
         cut = copy.deepcopy(model.model.config)
         self._blocks(model.spec)
-        names = NormalizedConfigManager.get_normalized_config_class(cut.model_type)
+        names = NormalizedConfigManager.get_normalized_config_class(cut.model_type)(cut)
         setattr(cut, names.NUM_LAYERS, self.layers)
         sizes = self._cut_sizes(model.spec)
         self._check_embedding(cut, model.spec.hidden_dim, sizes.width)
@@ -148,14 +148,13 @@ class Transformer(StudentSource):
         heads = self.heads or (teacher.num_heads if width % head_dim else max(1, width // head_dim))
         sizes = _Sizes(width, heads, self.ffn or max(1, width * teacher.ffn_dim // teacher.hidden_dim))
         _check_heads(width, heads)
-        for name, mine, theirs in (
-            ("width", width, teacher.hidden_dim),
-            ("heads", heads, teacher.num_heads),
-            ("heads", width // heads, head_dim),
-            ("ffn", sizes.ffn, teacher.ffn_dim),
+        for name, what, mine, theirs in (
+            ("width", "is", width, teacher.hidden_dim),
+            ("heads", "is", heads, teacher.num_heads),
+            ("heads", "values of a head are", width // heads, head_dim),
+            ("ffn", "is", sizes.ffn, teacher.ffn_dim),
         ):
             if mine > theirs:
-                what = "values of a head are" if name == "heads" and mine == width // heads else "is"
                 raise ConfigError(
                     f"{mine} {what} more than the teacher's {theirs}, which cannot be grown",
                     where=f"student.{name}",

@@ -1,5 +1,5 @@
 """A student that knows fewer pieces than its tokenizer: teacher and student read the same token ids, and a
-map sends each id to a row of the student's smaller table. In ONNX the map is one Gather.
+map sends each id to a row of the student's smaller table. In ONNX the map is one lookup.
 
 Pieces that the training rows hold most often keep a row of their own; all the others share the last one.
 Shape legend: T token ids of the tokenizer, N rows of the student's table.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
-from tiny import LABELS, batch, change_config, change_weights, config, encoder, tokenizer
+from tiny import LABELS, batch, change_config, change_weights, config, encoded, encoder, tokenizer
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -20,7 +21,7 @@ from transformers import (
 
 from distillkit.encoder import Encoder, fresh, load_body, spec_of, stored_weights
 from distillkit.errors import DistillkitError, ModelError
-from distillkit.model import FixedTeacher
+from distillkit.model import FixedTeacher, Material
 from distillkit.settings import FinetuneSettings, Initialise, Labels
 from distillkit.students.transformer import Transformer
 from distillkit.teachers.pretrained import Pretrained
@@ -253,7 +254,10 @@ def test_a_folder_written_here_opens_in_transformers(folder: Path) -> None:
 
 
 def student(teacher: Encoder, **settings: object) -> Encoder:
-    model = Transformer(**settings).build(tokenizer(), LABELS, 32, FixedTeacher(teacher))  # type: ignore[arg-type]
+    source, fixed = Transformer(**settings), FixedTeacher(teacher)  # type: ignore[arg-type]
+    model = source.build(tokenizer(), LABELS, 32, fixed)
+    with TemporaryDirectory() as cache:
+        source.start(model, Material(fixed, tokenizer(), encoded(Path(cache)), torch.device("cpu")))
     assert isinstance(model, Encoder)
     return model
 
@@ -285,7 +289,11 @@ def test_chosen_blocks_are_copied_and_not_shared() -> None:
         ({"layers": 2, "initialise": blocks(3, 3)}, "strictly increasing"),
         ({"layers": 2, "initialise": blocks(4, 2)}, "strictly increasing"),
         ({"layers": 2, "initialise": blocks(1, 2, 3)}, "3 blocks for a student of 2"),
-        ({"layers": 2, "width": 8, "initialise": blocks(1, 2)}, "cannot be copied"),
+        ({"layers": 2, "width": 32, "initialise": blocks(1, 2)}, "cannot be grown"),
+        ({"layers": 2, "heads": 4, "initialise": blocks(1, 2)}, "4 is more than the teacher's 2, which"),
+        ({"layers": 2, "width": 8, "heads": 1, "ffn": 64, "initialise": blocks(1, 2)}, "64 is more"),
+        ({"layers": 2, "embedding": 4, "initialise": blocks(1, 2)}, "does not start from"),
+        ({"layers": 2, "vocabulary": 5}, "from 6 to"),
         ({"layers": 2, "width": 10, "heads": 4}, "do not divide"),
     ],
 )
