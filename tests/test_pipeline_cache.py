@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_distributed
 import torch
 from safetensors.torch import load_file
 from tinyrun import CONFIG, write_config, write_data
@@ -38,9 +39,7 @@ def made(run: Path, stage: str) -> int:
 
 
 def test_phases_learn_from_kept_answers_what_they_learn_from_a_teacher_that_answers(here: Path) -> None:
-    """A phase on the task and one on a corpus, a stop while answers are recorded, and what reruns the
-    stage.
-    """
+    """Phases on the task and on a corpus, a stop while answers are recorded, and what reruns the stage."""
     corpus = {**DISTILL, "losses": {"kd": {"use": "logits"}}, "corpus": "corpus.txt", "epochs": 1}
     live = load_file(run(here, [corpus, DISTILL], "name=live") / "student" / "model.safetensors")
     lossless = {"cache": {"dtype": "fp32"}}
@@ -95,3 +94,16 @@ def test_the_defaults_of_a_cache_are_written_into_the_resolved_config(here: Path
     told = (folder / "config.yaml").read_text()
     for name, value in CacheSettings().model_dump().items():
         assert f"{name}: {json.dumps(value).strip(chr(34))}" in told
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_records_and_both_read(tmp_path: Path) -> None:
+    recipe = test_distributed.config(tmp_path, dropout=0.1)
+    one, two = (
+        test_distributed.run(recipe, name, processes, "distill.cache={}")
+        for name, processes in (("one", 1), ("two", 2))
+    )
+    mine, theirs = (load_file(str(folder / "student" / "model.safetensors")) for folder in (one, two))
+    assert all(torch.allclose(tensor, theirs[name], atol=2e-4) for name, tensor in mine.items())
+    recorded = [[folder.name for folder in run.glob("cache/teacher-*")] for run in (one, two)]
+    assert len(recorded[0]) == 1 and recorded[0] == recorded[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -389,6 +390,21 @@ def test_what_does_not_fit_is_said_before_it_is_recorded(tmp_path: Path) -> None
     large.tables[9] = float("nan")
     with pytest.raises(DivergedError, match="logits holds NaN"):
         recorded(large, rows, tmp_path, keep(owner="you"))
+
+
+def test_a_disk_without_room_is_said_with_what_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = encoded(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+        with pytest.raises(ResourceError, match=r"[0-9,]+ bytes needed, 1,000 bytes free") as caught:
+            recorded(Exact(), rows, tmp_path)
+    assert caught.value.exit_code == 7
+    needed = int(str(caught.value).split(" bytes needed")[0].split("(")[1].replace(",", ""))
+    recorded(Exact(), rows, tmp_path)
+    stored = [path.stat().st_size for path in tmp_path.glob("teacher-*/*/*.bin") if path.name != "rows.bin"]
+    assert needed == sum(stored)
 
 
 def test_losses_say_which_states_they_read() -> None:
