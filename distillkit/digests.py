@@ -23,7 +23,8 @@ from distillkit.data.tasks import Task
 from distillkit.errors import ConfigError
 from distillkit.losses.base import LossStack
 from distillkit.model import StudentSource, TeacherSource, TrainableTeacherSource
-from distillkit.settings import RunConfig, Section
+from distillkit.settings import Phase, RunConfig, Section
+from distillkit.types import Access
 
 _SILENT = (None, TeacherSource.fingerprint, StudentSource.fingerprint)
 """Fingerprints of objects that have no own."""
@@ -96,6 +97,7 @@ def stage_digests(
     losses = [_code(loss) for stack in stacks for loss in stack.terms.values()]
     judged = [task.digest, config.task.max_length, config.task.metric, config.seed]
     objects = [object_key(given.get(name)) for name in ("student", "losses")]
+    rounded = [_rounded(*pair) for pair in zip(config.phases, stacks, strict=True)]
     chain: dict[str, str] = {}
     chain["tokenizer"] = digest(body, data.get("pretrain", task.digest))
     chain["pretrain"] = digest(chain["tokenizer"], config.seed)
@@ -109,11 +111,22 @@ def stage_digests(
         _code(student),
         losses,
         objects,
+        *([rounded] if any(rounded) else []),
     )
     chain["export"] = digest(chain["student"], config.export)
     chain["bench"] = digest(chain["export"], config.bench)
     chain["report"] = digest(chain["bench"], config.name, config.report)
     return chain
+
+
+def _rounded(phase: Phase, stack: LossStack) -> list[object]:
+    """What a cache of the teacher's answers changes in them; nothing where it keeps them as they are."""
+    cache = phase.cache
+    if cache is None:
+        return []
+    states = stack.needs.access >= Access.FINAL_STATES or stack.needs.attention
+    dtype = cache.dtype if states else "fp32"
+    return [] if (dtype, cache.logits) == ("fp32", "full") else [dtype, cache.logits]
 
 
 def digest(*parts: object) -> str:

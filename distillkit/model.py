@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from distillkit.data.batching import Encoded
 from distillkit.objectives.base import Objective
 from distillkit.settings import FinetuneSettings, Labels, PretrainSettings
 from distillkit.types import Access, Batch, Finding, Outputs, Spec, Swap, Want
@@ -153,16 +155,35 @@ class TrainableTeacherSource(TeacherSource):
         return FixedTeacher(self.load(folder))
 
 
+@dataclass(frozen=True)
+class Material:
+    """What a student's first weights may be made from: the trained teacher, its tokenizer and the training
+    rows. `device` is where the teacher computes.
+    """
+
+    teacher: Teacher
+    tokenizer: PreTrainedTokenizerBase
+    rows: Encoded
+    device: torch.device
+
+
 class StudentSource(ABC):
-    """What `student: {use: name}` names: settings in `__init__`, an untrained (or initialised) Student on
-    request.
+    """What `student: {use: name}` names: settings in `__init__`, an untrained Student of the right sizes on
+    request, and its first weights once there is a trained teacher.
     """
 
     @abstractmethod
     def build(
         self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, teacher: Teacher
     ) -> Student:
-        """A new student; where the settings ask for it, initialised from the teacher's weights."""
+        """A new student with fresh weights. The teacher may be untrained: only its sizes count here. Raises
+        ConfigError where settings and teacher do not fit.
+        """
+
+    def start(self, student: Student, material: Material) -> None:  # noqa: B027 - an optional step
+        """Change the fresh weights of what `build` made into those that the settings ask for; called once,
+        before training. A student that starts fresh needs nothing here.
+        """
 
     @abstractmethod
     def load(self, folder: Path) -> Student:

@@ -262,10 +262,26 @@ class InterchangeSettings(Section):
     )
 
 
+class CacheSettings(Section):
+    """The teacher's answers kept on disk: each row is answered once, before the first step, and read again in
+    every epoch. Logits are kept in fp32.
+    """
+
+    dtype: Literal["fp16", "bf16", "fp32"] = Field(
+        default="fp16", description="how hidden states and attention projections are kept"
+    )
+    logits: Literal["full"] | Count = Field(
+        default="full",
+        description="all logits, or the largest so many and the probability of all others together, at the "
+        "temperature of the losses",
+    )
+    limit_gb: Positive = Field(default=20.0, description="largest size on disk, in 10^9 bytes")
+
+
 class Phase(Section):
     """One phase of distillation: its data, losses and settings."""
 
-    mechanical = frozenset({"corpus", "save_every"})
+    mechanical = frozenset({"corpus", "save_every", "cache"})  # a cache counts by what it rounds
     losses: Annotated[dict[Name, LossComponent], Field(min_length=1)] = Field(
         description="name -> loss; all are added up"
     )
@@ -274,6 +290,9 @@ class Phase(Section):
         description="train on the unlabelled sentences of this corpus instead of the task's rows",
     )
     epochs: Count = Field(default=3, description="passes over the phase's data")
+    cache: CacheSettings | None = Field(
+        default=None, description="keep the teacher's answers on disk; without it, it answers in every step"
+    )
     batch: BatchSettings = BatchSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     interchange: InterchangeSettings = InterchangeSettings()

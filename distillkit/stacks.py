@@ -15,6 +15,7 @@ from distillkit.interchange import Interchange
 from distillkit.losses.base import TEACHER, LossStack
 from distillkit.model import TeacherSource
 from distillkit.settings import Labels, RunConfig
+from distillkit.teachers.answers import WHERE, Packing
 from distillkit.types import Access, Spec
 
 
@@ -37,6 +38,8 @@ def check_access(
     its phase's data gives is a ConfigError.
     """
     for index, stack in enumerate(stacks):
+        if config.phases[index].cache is not None:
+            _check_cached(stack)
         for name, loss in stack.terms.items():
             where = _place(config, index, name)
             if loss.needs_teacher and loss.needs.access > teacher.access:
@@ -62,7 +65,7 @@ def check_access(
 
 def bind(config: RunConfig, index: int, stack: LossStack, *, student: Spec, teacher: Spec) -> None:
     """Tell every loss of a phase the sizes of both models. Raises ConfigError where they do not fit, of all
-    losses together.
+    losses together, or where a cache would keep less than the losses read.
     """
     errors: list[DistillkitError] = []
     for name, loss in stack.terms.items():
@@ -72,6 +75,9 @@ def bind(config: RunConfig, index: int, stack: LossStack, *, student: Spec, teac
         except ConfigError as error:
             errors.append(error)
     raise_all(errors)
+    cache = config.phases[index].cache
+    if cache is not None:
+        Packing.of(teacher, stack.needs, stack.reads, cache)
 
 
 def interchange_of(
@@ -91,6 +97,18 @@ def raise_all(errors: Sequence[DistillkitError]) -> None:
     """Raise what was found, all of it together; nothing where there is nothing."""
     if errors:
         raise errors[0] if len(errors) == 1 else ErrorGroup(list(errors))
+
+
+def _check_cached(stack: LossStack) -> None:
+    """Raise ConfigError where the answers that a phase asks for cannot be kept, or none are asked for."""
+    if not stack.needs_teacher:
+        raise ConfigError("no loss of this phase asks the teacher", where=WHERE, hint="leave `cache` out")
+    if stack.needs.access >= Access.INTERVENTIONS:
+        raise ConfigError(
+            "a loss of this phase intervenes on the teacher, anew in every step: its answers cannot be kept",
+            where=WHERE,
+            hint="leave `cache` out",
+        )
 
 
 def _place(config: RunConfig, index: int, loss: str) -> str:

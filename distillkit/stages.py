@@ -30,7 +30,7 @@ from distillkit.data.batching import Encoded, Feed, TaskFeed, encode
 from distillkit.data.corpora import documents
 from distillkit.data.tasks import Rows, Task
 from distillkit.data.tokenizers import load_tokenizer
-from distillkit.digests import Training
+from distillkit.digests import Training, digest
 from distillkit.encoder import Encoder
 from distillkit.errors import ModelError
 from distillkit.export.bundle import export as export_student
@@ -38,6 +38,7 @@ from distillkit.losses.base import TEACHER, LossStack
 from distillkit.losses.gold import Gold
 from distillkit.model import (
     FixedTeacher,
+    Material,
     Student,
     StudentSource,
     Teacher,
@@ -56,6 +57,7 @@ from distillkit.rundir import RunDir
 from distillkit.settings import BatchSettings, FinetuneSettings, Phase, PretrainSettings, RunConfig
 from distillkit.signals import Signals
 from distillkit.stacks import bind, interchange_of
+from distillkit.teachers.cached import Keep, check_unchanging, record
 from distillkit.tracking import trackers
 from distillkit.train import (
     Distillation,
@@ -65,6 +67,7 @@ from distillkit.train import (
     TrainSettings,
     keyed_seed,
     make_accelerator,
+    resolve_precision,
     train,
 )
 from distillkit.types import Batch, Outputs, Want
@@ -185,6 +188,8 @@ def check(job: Job) -> None:
         job.progress.say(f"warning: {warning.place}: {warning.sentence}")
     if job.world.main:
         job.run.write_json(PREFLIGHT, {"findings": [asdict(finding) for finding in found]})
+    if any(phase.cache is not None and phase.corpus is None for phase in job.config.phases):
+        check_unchanging(job.encoded(job.task.train))
 
 
 def pretrain(job: Job) -> Save:
@@ -251,13 +256,16 @@ def student(job: Job) -> Save:
     _gate(job, fixed)
     torch.manual_seed(job.config.seed)  # fresh weights
     model = job.student_source.build(job.tokenizer, job.task.labels, job.config.task.max_length, fixed)
+    rows = job.encoded(job.task.train)
+    job.student_source.start(model, Material(fixed, job.tokenizer, rows, job.device))
     names = [name for name, training in job.trainings.items() if training.stage == "student"]
     for index, (name, phase, stack) in enumerate(zip(names, job.config.phases, job.stacks, strict=True)):
         torch.manual_seed(keyed_seed(job.config.seed, name))  # first weights of projections
         bind(job.config, index, stack, student=model.spec, teacher=fixed.spec)
         feed = _task_feed(job, phase.batch) if phase.corpus is None else _corpus_feed(job, name, phase)
+        told = _kept(job, phase, stack, fixed, feed)
         swapped = interchange_of(job.config, index, stack, student=model.spec, teacher=fixed.spec)
-        program = Distillation(model, stack, {TEACHER: fixed}, swapped)
+        program = Distillation(model, stack, {TEACHER: told}, swapped)
         judged = phase.corpus is None and stack.trains_logits
         how = _settings(
             job, name, phase, epochs=phase.epochs, keep=phase.keep or ("best" if judged else "last")
@@ -420,11 +428,37 @@ def _train(
         train(program, feed, settings, hooks, checkpoints=job.run.checkpoints(settings.stage))
 
 
-def _task_feed(job: Job, settings: BatchSettings) -> Feed:
+def _kept(job: Job, phase: Phase, stack: LossStack, fixed: Teacher, feed: TaskFeed) -> Teacher:
+    """The teacher of a phase: the one that answers in every step, or its answers from disk."""
+    if phase.cache is None:
+        return fixed
+    keep = Keep(
+        want=stack.needs,
+        reads=stack.reads,
+        settings=phase.cache,
+        owner=digest(job.digests["teacher"], job.run.stage("teacher").manifest["files"]),
+        device=job.device,
+        precision=resolve_precision(job.config.runtime, job.device.type == "cpu"),
+    )
+
+    def watch(done: int, total: int) -> None:
+        job.signals.check("while the teacher's answers were recorded; every whole shard is kept")
+        if done * 10 // total > (done - 1) * 10 // total:
+            job.progress.say(f"teacher cache: {done / total:.0%} of {len(feed.encoded):,} rows")
+
+    with job.world.main_first():
+        cached, remarks = record(fixed, feed.encoded, keep, job.cache, watch)
+    for remark in remarks:
+        job.progress.say(remark)
+    fixed.to(torch.device("cpu"))  # its room on a GPU is the student's
+    return cached
+
+
+def _task_feed(job: Job, settings: BatchSettings) -> TaskFeed:
     return TaskFeed(job.encoded(job.task.train), settings, seed=job.config.seed)
 
 
-def _corpus_feed(job: Job, name: str, phase: Phase) -> Feed:
+def _corpus_feed(job: Job, name: str, phase: Phase) -> TaskFeed:
     """The sentences of a corpus as unlabelled rows."""
     assert phase.corpus is not None
     sentences = tuple((text,) for document in job.documents(phase.corpus) for text in document)

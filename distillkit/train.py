@@ -39,7 +39,7 @@ from distillkit.progress import Progress
 from distillkit.rundir import MetricsLog
 from distillkit.settings import OptimizerSettings, RuntimeSettings
 from distillkit.signals import Signals
-from distillkit.types import Access, Batch, Step
+from distillkit.types import Access, Batch, Reads, Step
 
 MOST_SKIPPED = 50
 """Steps in a row that the fp16 scaler may skip for an overflow before the training counts as diverged."""
@@ -117,7 +117,7 @@ class Distillation(Program):
 
     def check(self, batch: Batch) -> None:
         step = self._step(batch)
-        _check_teachers(step)
+        _check_teachers(step, self.stack.reads)
         self.stack.check(step, [parameter for parameter in self.parameters() if parameter.requires_grad])
 
     def after_step(self, step: int) -> None:
@@ -603,9 +603,10 @@ def keyed_seed(*key: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
-def _check_teachers(step: Step) -> None:
+def _check_teachers(step: Step, reads: Reads) -> None:
     for name, outputs in step.teachers.items():
-        for tensor in (outputs.logits, *outputs.hidden):
+        states = range(len(outputs.hidden)) if reads.states is None else reads.states
+        for tensor in (outputs.logits, *(outputs.hidden[state] for state in states)):
             if not bool(torch.isfinite(tensor).all()):
                 raise DivergedError(
                     f"teacher {name!r} gives NaN or infinity (example ids {step.batch.ids.tolist()[:8]})",

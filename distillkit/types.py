@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,6 +38,32 @@ class Want:
 
     def __or__(self, other: Want) -> Want:
         return Want(max(self.access, other.access), self.attention or other.attention)
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a loss looks at in a teacher's outputs, so that a cache keeps nothing else. Readings join with
+    `|`; by default nothing is read.
+
+    states: numbered as in `Outputs.hidden` of Access.ALL_STATES, -1 is the last; None: all of them.
+    blocks: numbered as in `Outputs.attention`, -1 is the last; None: all of them.
+    temperatures: where the logits are read as the probabilities of a softmax and in no other way, its
+        temperatures (none for their order alone); None: each logit counts as it is.
+    """
+
+    states: frozenset[int] | None = frozenset()
+    blocks: frozenset[int] | None = frozenset()
+    temperatures: frozenset[float] | None = frozenset()
+
+    def __or__(self, other: Reads) -> Reads:
+        def joined(mine: frozenset[Any] | None, theirs: frozenset[Any] | None) -> frozenset[Any] | None:
+            return None if mine is None or theirs is None else mine | theirs
+
+        return Reads(
+            joined(self.states, other.states),
+            joined(self.blocks, other.blocks),
+            joined(self.temperatures, other.temperatures),
+        )
 
 
 IGNORED = -100

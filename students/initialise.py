@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
+from torch import Tensor
+
 from distillkit.encoder import Encoder, copy_weights
 from distillkit.errors import ConfigError
 from distillkit.settings import Initialise
@@ -45,16 +48,19 @@ def chosen_blocks(settings: Initialise, *, student_layers: int, teacher_layers: 
     return blocks
 
 
-def from_blocks(student: Encoder, teacher: Encoder, blocks: Sequence[int]) -> None:
-    """Copy embeddings, the chosen blocks, and all that is left (pooler, head); everything is copied bit for
+def from_blocks(student: Encoder, teacher: Encoder, blocks: Sequence[int], table: Tensor) -> None:
+    """Copy the chosen blocks, and all that is left (embeddings, pooler, head); everything is copied bit for
     bit.
 
-    A student with every block of its teacher computes what the teacher computes.
+    table: the teacher's token table, of the student's pieces. A student with every block of its teacher
+    computes what the teacher computes.
     """
     student_weights, teacher_weights = student.model.state_dict(), teacher.model.state_dict()
     in_blocks = {f"{name}." for name, part in student.model.named_modules() if part is student.blocks}
-    rest = [name for name in student_weights if not name.startswith(tuple(in_blocks))]
-    for name in rest:
-        student_weights[name].copy_(teacher_weights[name])
+    own_table = student.model.get_input_embeddings().weight.data_ptr()
+    with torch.no_grad():
+        for name, weight in student_weights.items():
+            if not name.startswith(tuple(in_blocks)):
+                weight.copy_(table if weight.data_ptr() == own_table else teacher_weights[name])
     for own, block in zip(student.blocks, blocks, strict=True):
         copy_weights(teacher.blocks[block - 1], own)

@@ -15,13 +15,14 @@ from pydantic import ValidationError
 
 from distillkit import catalog
 from distillkit.errors import ConfigError
+from distillkit.settings import LossComponent
 
 KINDS = ("teacher", "student", "loss")
 BUILTIN = [(kind, name) for kind in KINDS for name in catalog.names(kind)]
 MINE = """
 from pathlib import Path
 from distillkit.losses.base import Loss
-from distillkit.settings import LossComponent, Positive
+from distillkit.settings import Positive
 Path("imported").touch()
 
 class Mine(Loss):

@@ -1,4 +1,4 @@
-"""Two processes (gloo) compute what one computes at the same global batch."""
+"""Two processes (gloo) compute what one computes at the same global batch, with every loss there is."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tinyrun import CONFIG, write_config, write_data
+
+from distillkit import catalog
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
@@ -36,15 +38,24 @@ def config(folder: Path, **student: Any) -> Path:
     finetune = {**CONFIG["teacher"]["finetune"], "batch": {"tokens": 400, "examples": 16, "micro": 2}}
     teacher = {**CONFIG["teacher"], "finetune": finetune, "allow_weak": True}
     teacher["pretrain"] = {**teacher["pretrain"], "micro": 2}
-    distill = {**CONFIG["distill"], "batch": {"tokens": 400, "examples": 16, "micro": 2}, "epochs": 2}
-    return write_config(folder, teacher=teacher, distill=distill, student={**CONFIG["student"], **student})
+    losses = {name: {"use": name} for name in catalog.names("loss")}
+    batch = {"tokens": 400, "examples": 16, "micro": 2}
+    distill = {**CONFIG["distill"], "losses": losses, "batch": batch, "epochs": 2}
+    return write_config(
+        folder, teacher=teacher, distill=distill, student={**CONFIG["student"], "layers": 2, **student}
+    )
 
 
-@pytest.mark.parametrize(("dropout", "parallel"), [(0.0, "ddp"), (0.1, "ddp"), (0.1, "fsdp")])
-def test_two_processes_equal_one(tmp_path: Path, dropout: float, parallel: str) -> None:
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process."""
+    return run(config(tmp_path_factory.mktemp("one"), dropout=0.1), "one", 1)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_equal_one(one: Path, parallel: str) -> None:
     """Dropout is keyed by step and micro-batch, so it is the same wherever a micro-batch is computed."""
-    recipe = config(tmp_path, dropout=dropout)
-    one, two = run(recipe, "one", 1), run(recipe, "two", 2, f"runtime.parallel={parallel}")
+    two = run(one.parent.parent / "config.yaml", parallel, 2, f"runtime.parallel={parallel}")
     for stage in ("pretrain", "teacher", "student"):
         mine, theirs = (load_file(str(folder / stage / "model.safetensors")) for folder in (one, two))
         for name, tensor in mine.items():
@@ -53,8 +64,8 @@ def test_two_processes_equal_one(tmp_path: Path, dropout: float, parallel: str) 
     for folder in (one, two):
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         lines[folder.name] = [row for row in records if "terms" in row]
-    assert len(lines["one"]) == len(lines["two"]) > 4
-    for mine, theirs in zip(lines["one"], lines["two"], strict=True):
+    assert len(lines["one"]) == len(lines[parallel]) > 4
+    for mine, theirs in zip(lines["one"], lines[parallel], strict=True):
         assert (mine["stage"], mine["step"]) == (theirs["stage"], theirs["step"])
         for name, value in mine["terms"].items():
             assert theirs["terms"][name] == pytest.approx(value, rel=2e-3, abs=2e-4), (mine["stage"], name)

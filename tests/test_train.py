@@ -31,7 +31,7 @@ from distillkit.losses.base import Loss, LossStack
 from distillkit.losses.gold import Gold
 from distillkit.model import FixedTeacher, Teacher
 from distillkit.progress import Quiet
-from distillkit.settings import OptimizerSettings, RuntimeSettings
+from distillkit.settings import OptimizerSettings, RuntimeSettings, Schedule
 from distillkit.train import Distillation, make_accelerator, take_step
 from distillkit.types import Batch, Outputs, Step, Swap, Want
 

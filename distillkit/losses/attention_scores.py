@@ -12,7 +12,7 @@ from distillkit.losses.base import TEACHER, Compared, Loss
 from distillkit.losses.layer_maps import Pairs, layer_pairs
 from distillkit.losses.relations import check_attention, check_heads, scaled_scores, score_distance
 from distillkit.settings import LayerPairs
-from distillkit.types import Access, Batch, Spec, Step, Want
+from distillkit.types import Access, Batch, Reads, Spec, Step, Want
 
 
 class AttentionScores(Loss):
@@ -44,6 +44,9 @@ class AttentionScores(Loss):
         self.pairs = layer_pairs(
             self.layer_map, student_layers=student.num_layers, teacher_layers=teacher.num_layers, first=1
         )
+
+    def reads(self) -> Reads:
+        return Reads(blocks=frozenset(high - 1 for _, high in self.pairs))
 
     def count(self, batch: Batch) -> int:
         """Pairs of real tokens."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from distillkit.errors import ConfigError, DivergedError
 from distillkit.settings import Schedule
-from distillkit.types import IGNORED, Batch, Spec, Step, Want
+from distillkit.types import IGNORED, Access, Batch, Reads, Spec, Step, Want
 
 TEACHER = "teacher"
 """The name a single teacher has in `Step.teachers`."""
@@ -60,6 +60,18 @@ class Loss(nn.Module, ABC):
         """Called when sizes are known, and again should they change; makes projections, whose first weights
         torch's generator draws; raises ConfigError where sizes clash.
         """
+
+    def reads(self) -> Reads:
+        """What it looks at in the teacher's outputs, known once it is bound: by default all that `needs` asks
+        for.
+
+        A loss that says less makes the cache of a teacher smaller; what it does not say it cannot read there.
+        """
+        if not self.needs_teacher:
+            return Reads()
+        last = frozenset({-1} if self.needs.access == Access.FINAL_STATES else ())
+        states = None if self.needs.access > Access.FINAL_STATES else last
+        return Reads(states, None if self.needs.attention else frozenset(), temperatures=None)
 
     def count(self, batch: Batch) -> int:
         """What the mean is taken over (by default the answers: examples, or scored tokens); lets
@@ -116,6 +128,11 @@ class LossStack(nn.Module):
     def needs(self) -> Want:
         """What one forward of the student and of each teacher must return for all terms."""
         return reduce(or_, (loss.needs for loss in self.terms.values()))
+
+    @property
+    def reads(self) -> Reads:
+        """What all terms look at in the teacher's outputs, once they are bound."""
+        return reduce(or_, (loss.reads() for loss in self.terms.values()))
 
     @property
     def needs_teacher(self) -> bool:

@@ -10,7 +10,7 @@ from torch.nn import functional
 from distillkit.losses.base import TEACHER, Loss
 from distillkit.losses.trust import check_trust, trust_weights
 from distillkit.settings import Trust
-from distillkit.types import Access, Spec, Step, Want
+from distillkit.types import Access, Reads, Spec, Step, Want
 
 
 def hard_label_loss(student_NV: Tensor, teacher_NV: Tensor, weights_N: Tensor | None = None) -> Tensor:
@@ -43,6 +43,10 @@ class HardLabels(Loss):
 
     def bind(self, student: Spec, teachers: Mapping[str, Spec]) -> None:
         check_trust(self.trust, student)
+
+    def reads(self) -> Reads:
+        """Which logit is largest, and how likely that is where the teacher's confidence counts."""
+        return Reads(temperatures=frozenset({1.0} if self.trust == "confidence" else ()))
 
     def forward(self, step: Step) -> Tensor:
         weights_N = trust_weights(step, self.trust)

@@ -9,7 +9,7 @@ from torch import Tensor
 from distillkit.losses.base import TEACHER, Compared, Loss
 from distillkit.losses.relations import check_heads, chosen_block, relation_divergence
 from distillkit.settings import Count
-from distillkit.types import Access, Batch, Spec, Step, Want
+from distillkit.types import Access, Batch, Reads, Spec, Step, Want
 
 
 class Minilm(Loss):
@@ -34,6 +34,9 @@ class Minilm(Loss):
         self.mine = chosen_block(self.student_block, student.num_layers * bool(student.num_heads), "student")
         self.told = chosen_block(self.teacher_block, teacher.num_layers * bool(teacher.num_heads), "teacher")
         check_heads(student, teacher, "use minilm_v2, which cuts both into the same relation heads")
+
+    def reads(self) -> Reads:
+        return Reads(blocks=frozenset({self.told}))
 
     def count(self, batch: Batch) -> int:
         return batch.num_tokens

@@ -12,7 +12,7 @@ from distillkit.errors import ConfigError
 from distillkit.losses.base import TEACHER, Compared, Loss
 from distillkit.losses.relations import chosen_block, relation_divergence, split_heads
 from distillkit.settings import Count
-from distillkit.types import Access, Batch, Spec, Step, Want
+from distillkit.types import Access, Batch, Reads, Spec, Step, Want
 
 _MOST_HEADS = 48
 
@@ -59,6 +59,9 @@ class MinilmV2(Loss):
                 where="relation_heads",
                 hint=f"take a divisor of {both}",
             )
+
+    def reads(self) -> Reads:
+        return Reads(blocks=frozenset({self.told}))
 
     def count(self, batch: Batch) -> int:
         return batch.num_tokens

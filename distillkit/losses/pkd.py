@@ -14,7 +14,7 @@ from distillkit.losses.base import TEACHER, Compared, Loss
 from distillkit.losses.layer_maps import Pairs, layer_pairs
 from distillkit.losses.states import Projections
 from distillkit.settings import LayerPairs, Projection
-from distillkit.types import Access, Batch, Spec, Step, Want
+from distillkit.types import Access, Batch, Reads, Spec, Step, Want
 
 
 def patient_distance(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
@@ -73,6 +73,9 @@ class Pkd(Loss):
         else:
             self.pairs = layer_pairs(self.layers, first=1, **depths)
         self.projections = Projections(self.projection, student, teacher, len(self.pairs))
+
+    def reads(self) -> Reads:
+        return Reads(states=frozenset(high for _, high in self.pairs))
 
     def count(self, batch: Batch) -> int:
         return batch.num_examples

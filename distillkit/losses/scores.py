@@ -18,7 +18,7 @@ from distillkit.losses.base import TEACHER, Loss
 from distillkit.losses.gold import squared_error
 from distillkit.losses.trust import check_trust, trust_weights
 from distillkit.settings import Trust
-from distillkit.types import Access, Spec, Step, Want
+from distillkit.types import Access, Reads, Spec, Step, Want
 
 _TINY = 1e-7
 """Least mass that the classes beyond the top k are taken to have: log(0) has no gradient."""
@@ -72,9 +72,20 @@ class ScoreLoss(Loss):
             )
         self.temperature, self.trust = temperature, trust
         self.needs_labels = trust == "right"
+        self.num_labels = 0
 
     def bind(self, student: Spec, teachers: Mapping[str, Spec]) -> None:
         check_trust(self.trust, student)
+        self.num_labels = student.num_labels
+
+    def reads(self) -> Reads:
+        """Probabilities at its temperature, and at 1 where the teacher's confidence counts; the value itself
+        of a regression.
+        """
+        if self.num_labels == 1:
+            return Reads(temperatures=None)
+        also = {1.0} if self.trust == "confidence" else set()
+        return Reads(temperatures=frozenset({self.temperature} | also))
 
     def divergence(self, student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
         """`[N]` between logits, at this temperature, without T^2."""

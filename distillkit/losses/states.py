@@ -16,7 +16,7 @@ from distillkit.errors import ConfigError
 from distillkit.losses.base import TEACHER, Compared, Loss, masked_mean
 from distillkit.losses.layer_maps import Pairs, layer_pairs
 from distillkit.settings import LayerMap, Projection
-from distillkit.types import Access, Batch, Spec, Step, Want
+from distillkit.types import Access, Batch, Reads, Spec, Step, Want
 
 
 class Projections(nn.Module):
@@ -83,6 +83,9 @@ class StateLoss(Loss):
         if closest and self.projection == "auto" and student.hidden_dim == teacher.hidden_dim:
             kind = "none"
         self.projections = Projections(kind, student, teacher, len(self.pairs))
+
+    def reads(self) -> Reads:
+        return Reads(states=frozenset(high for _, high in self.pairs))
 
     def count(self, batch: Batch) -> int:
         return batch.num_tokens

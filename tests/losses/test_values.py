@@ -44,7 +44,9 @@ def test_soft_target_kl_is_the_textbook_sum(temperature: float, classes: int, ex
         p, q = [value / sum(p) for value in p], [value / sum(q) for value in q]
         expected += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
     value = soft_target_kl(student, teacher, temperature=temperature)
-    rounding = 1e-6 * temperature**2  # of log-probabilities in fp32, which nearly cancel at a high temperature
+    rounding = (
+        1e-6 * temperature**2
+    )  # of log-probabilities in fp32, which nearly cancel at a high temperature
     assert float(value) == pytest.approx(temperature**2 * expected / examples, rel=2e-3, abs=rounding)
 
 
