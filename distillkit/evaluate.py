@@ -69,7 +69,8 @@ def predict(
 
     Rows run longest first in batches of at most `tokens` tokens, padding included, without gradients; putting
     the model into eval mode is the caller's part. Only logits are kept, on the CPU. Raises ModelError where
-    the logits are not one row per example, DataError where there are no rows.
+    the logits are not one row per example, DivergedError where one is not finite, DataError where there are
+    no rows.
     """
     logits_nV: NDArray[np.float32] | None = None
     with torch.inference_mode():
@@ -77,6 +78,9 @@ def predict(
             answer = model_outputs(collate(encoded, rows).to(device)).logits.float().cpu().numpy()
             if answer.ndim != 2 or answer.shape[0] != len(rows):
                 raise ModelError(f"the model gave logits of shape {list(answer.shape)} for {len(rows)} rows")
+            if not np.isfinite(answer).all():
+                bad = encoded.ids[rows[~np.isfinite(answer).all(axis=1)]]
+                raise DivergedError(f"the model gives NaN or infinity (example ids {bad.tolist()[:8]})")
             if logits_nV is None:
                 logits_nV = np.empty((len(encoded), answer.shape[1]), dtype=np.float32)
             logits_nV[rows] = answer

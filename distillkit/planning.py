@@ -19,6 +19,7 @@ import torch
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+from transformers.utils import logging as transformers_logging
 
 from distillkit import catalog, preflight
 from distillkit.data.batching import Encoded, TaskFeed, encode
@@ -184,6 +185,8 @@ def plan(loaded: Loaded) -> Plan:
 
 
 def _draft(loaded: Loaded, cache: Path) -> _Draft:
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     config, base = loaded.config, loaded.base
     stacks = build_stacks(config, base)
     source = catalog.build("teacher", config.teacher, base=base)
