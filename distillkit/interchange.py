@@ -26,9 +26,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distillkit.data.masking import choose, keyed_uniform
 from distillkit.errors import ConfigError
 from distillkit.model import Student, Teacher
-from distillkit.objectives.masking import choose, keyed_uniform
 from distillkit.settings import InterchangeSettings
 from distillkit.types import Access, Batch, Outputs, Spec, Swap, Want
 
