@@ -278,7 +278,7 @@ def _teacher_stages(draft: _Draft) -> Iterator[StagePlan]:
         ratio = a_step / (float(draft.encoded.lengths.sum()) / feed.num_steps(0))
         steps = source.pretrain.steps
         yield StagePlan("pretrain", steps, steps * cost.seconds * ratio, int(cost.memory * max(1.0, ratio)))
-    training = source.training(draft.task.labels)
+    training = source.training(draft.named.task.labels)
     if training is not None:
         steps = training.epochs * round(feed.num_steps(0) * draft.scale)
         yield StagePlan("teacher", steps, steps * cost.seconds, cost.memory)

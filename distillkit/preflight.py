@@ -105,7 +105,8 @@ def findings(prospect: Prospect) -> tuple[Finding, ...]:
     """
     raise_all(list(_errors(prospect)))
     named = prospect.named
-    texts = list(islice(named.task.train.texts, SAMPLE_TEXTS))
+    train = named.task.train
+    texts = [train.layout.plain(texts) for texts in islice(train.texts, SAMPLE_TEXTS)]
     return (
         _access(prospect),
         *named.teacher.findings(named.task.labels),
@@ -165,9 +166,7 @@ def weak(verdict: evaluate.Verdict) -> ModelError:
     )
 
 
-def _answers(
-    teacher: Teacher, samples: Encoded, labels: Labels, device: torch.device
-) -> NDArray[np.float32]:
+def _answers(teacher: Teacher, samples: Encoded, labels: Labels, device: torch.device) -> NDArray[np.float32]:
     keep = KEPT[labels.kind]
     return evaluate.predict(
         lambda batch: teacher.outputs(batch, want=Want()), samples, keep=keep, device=device

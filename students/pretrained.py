@@ -19,8 +19,8 @@ from distillkit.types import Finding
 
 
 class Pretrained(StudentSource):
-    """A Hugging Face encoder folder (safetensors only) whose body starts the student; its head is fresh, or the
-    folder's own on an mlm task.
+    """A Hugging Face encoder folder (safetensors only) whose body starts the student; its head is fresh, or
+    the folder's own on an mlm task.
 
     The run feeds it the teacher's token ids, so every id must be the same token in both tokenizers.
 

@@ -50,6 +50,10 @@ class Layout(ABC):
     def scoring(self, tokenizer: PreTrainedTokenizerBase, *, labelled: bool) -> Scoring:
         """Where a model answers in these tokens."""
 
+    def plain(self, texts: tuple[str, ...]) -> tuple[str, ...]:
+        """A row as the one or two texts that any tokenizer takes."""
+        return (" ".join(texts),)
+
     def num_labels(self, texts: tuple[str, ...]) -> int:
         """Labels that a row of these texts has."""
         return 1
@@ -79,6 +83,9 @@ class Segments(Layout):
 
     def scoring(self, tokenizer: PreTrainedTokenizerBase, *, labelled: bool) -> Scoring:
         return WholeExamples()
+
+    def plain(self, texts: tuple[str, ...]) -> tuple[str, ...]:
+        return texts
 
 
 @dataclass(frozen=True)
