@@ -108,7 +108,7 @@ def test_a_bad_row_is_refused_with_its_place_or_skipped(row: Row, words: str, tm
     """B52 and its like. A tag that no training row has is found in validation."""
     train = [*made(6), {"tokens": ["x"] * 3, "tags": list(TAGS)}]
     validation = [train[-1], row]
-    with pytest.raises(DataError, match="validation.jsonl:2") as caught:
+    with pytest.raises(DataError, match=r"validation\.jsonl:2") as caught:
         load(tmp_path, train, validation)
     assert words in str(caught.value)
     task = load(tmp_path, train, validation, on_bad_row="skip")
