@@ -49,7 +49,7 @@ def contents(config: RunConfig, base: Path, task: Task, teacher: TeacherSource) 
     found = {}
     if trainable is not None and trainable.pretrain is not None:
         found["pretrain"] = corpus_digest(trainable.pretrain.corpus, base=base)
-    if trainable is not None and trainable.finetune is not None:
+    if trainable is not None and trainable.training(task.labels) is not None:
         found["teacher"] = task.train.digest
     for index, phase in enumerate(config.phases, start=1):
         name = "student" if len(config.phases) == 1 else f"student-{index}"

@@ -1,4 +1,4 @@
-"""A Hugging Face encoder with a classification head as a Student: logits, every block's output,
+"""A Hugging Face encoder with a head (`distillkit.heads`) as a Student: logits, every block's output,
 interventions.
 
 The model is used unmodified: states are what its blocks take and return, read by forward hooks (`hidden[0]`
@@ -15,6 +15,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,10 @@ import torch
 from optimum.utils import NormalizedConfigManager
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from distillkit.errors import DivergedError, ModelError, SecurityError
+from distillkit.heads import HEADS, Head, head_of
 from distillkit.model import Student
 from distillkit.settings import Labels
 from distillkit.types import Access, Batch, Outputs, Projections, Spec, Swap, Want
@@ -52,14 +48,15 @@ _PICKLES = ("pytorch_model.bin", "model.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl"
 
 
 class Encoder(Student):
-    """A `*ForSequenceClassification` model of `transformers`. Logits are fp32 `[B, V]`, `[B, 1]` for
+    """A model of `transformers` that answers whole examples (`*ForSequenceClassification`), words
+    (`*ForTokenClassification`) or masked tokens (`*ForMaskedLM`). Logits are fp32 `[N, V]`, `[B, 1]` for
     regression.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, head: Head = HEADS["classification"]) -> None:
         super().__init__()
-        self.model = model
-        self.spec = spec_of(model.config)
+        self.model, self.head = model, head
+        self.spec = replace(spec_of(model.config), num_labels=head.num_labels(model.config))
         accepted = inspect.signature(model.forward).parameters
         unread = "token_type_ids" if self.spec.num_segments == 1 else ""  # RoBERTa takes them: zeros only
         self._accepted = tuple(name for name in accepted if name != unread)
@@ -90,7 +87,7 @@ class Encoder(Student):
                     hooks.enter_context(_read(block, states, index))
             elif want.access == Access.FINAL_STATES:
                 hooks.enter_context(_read(self._blocks[-1], states, 0))
-            logits = self.model(**inputs, return_dict=True).logits
+            logits = self.head.logits(self.model, inputs, batch)
         attention = (
             Projections(*(_heads(projected[index, part], self.spec.num_heads) for part in _PARTS))
             for index in range(len(projected) // len(_PARTS))
@@ -110,17 +107,18 @@ class Encoder(Student):
 
     def save(self, folder: Path, labels: Labels) -> None:
         """A Hugging Face folder: config.json with the labels by name, model.safetensors."""
-        _set_labels(self.model.config, labels)
+        self.head.set_labels(self.model.config, labels)
         self.model.save_pretrained(folder)
 
     @classmethod
     def load(cls, folder: Path) -> Encoder:
-        """Read a whole classifier. Raises ModelError (4) where weights are missing or do not fit,
+        """Read a whole model with its head. Raises ModelError (4) where weights are missing or do not fit,
         SecurityError (11) where reading would run code, DivergedError (6) where a weight is not finite."""
         config = load_config(folder)
+        head = head_of(config, str(folder))
         with torch.device("meta"):
-            bare = _classifier(config)
-        model, _ = _load(AutoModelForSequenceClassification, folder, config)
+            bare = _bare(head, config)
+        model, _ = _load(head.auto, folder, config)
         missing, unexpected = _compare(bare, folder)
         if missing or unexpected:
             inside = bare.base_model_prefix + "."
@@ -134,12 +132,12 @@ class Encoder(Student):
                 if of_body
                 else "a head that was never trained is not guessed: set `finetune`",
             )
-        return cls(model)
+        return cls(model, head)
 
 
 class ExportableEncoder(nn.Module):
-    """Takes token tensors `[B, L]` by keyword, returns logits `[B, V]`; attention is eager, so that it
-    traces.
+    """Takes token tensors `[B, L]` by keyword, returns logits `[B, V]`, or `[B, L, V]` where tokens are
+    answered; attention is eager, so that it traces.
     """
 
     def __init__(self, model: PreTrainedModel, input_names: tuple[str, ...]) -> None:
@@ -282,11 +280,14 @@ def stored_weights(folder: Path) -> dict[str, list[int]]:
 
 
 def load_body(folder: Path, labels: Labels) -> Encoder:
-    """A classifier whose body comes from a folder, whatever it was trained for, and whose head is fresh.
+    """A model whose body comes from a folder, whatever it was trained for, and whose head is fresh; for
+    masked tokens the folder's own head.
 
     A pooler that the folder lacks (it was trained on masked tokens
     alone) is fresh too. Raises ModelError (4) where other weights of the body are missing or do not fit.
     """
+    if labels.kind == "mlm":
+        return load_masked(folder)
     config = load_config(folder)
     stored_weights(folder)
     body, missing = _load(AutoModel, folder, config)
@@ -304,31 +305,40 @@ def load_body(folder: Path, labels: Labels) -> Encoder:
     return model
 
 
+def load_masked(folder: Path) -> Encoder:
+    """The masked language model of a folder that holds one, alone or beside other heads.
+
+    Raises ModelError (4) where its head, or a part of the body, is missing or does not fit.
+    """
+    config, head = load_config(folder), HEADS["mlm"]
+    stored_weights(folder)
+    model, missing = _load(head.auto, folder, config)
+    if missing:
+        raise ModelError(
+            f"the folder holds no whole masked language model: {len(missing)} weights are missing "
+            f"({', '.join(missing[:10])})",
+            where=str(folder),
+            hint="an mlm task needs a teacher that was trained on masked tokens",
+        )
+    return Encoder(model, head)
+
+
 def fresh(config: PretrainedConfig, labels: Labels) -> Encoder:
-    """A classifier with fresh weights."""
-    _set_labels(config, labels)
-    return Encoder(_classifier(config))
+    """A model with fresh weights that answers the task."""
+    head = HEADS[labels.kind]
+    head.set_labels(config, labels)
+    return Encoder(_bare(head, config), head)
 
 
-def _classifier(config: PretrainedConfig) -> PreTrainedModel:
+def _bare(head: Head, config: PretrainedConfig) -> PreTrainedModel:
     try:
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+        model: PreTrainedModel = head.auto.from_config(config)
     except (ValueError, ImportError) as error:
         raise ModelError(
-            f"no classifier can be made of a {config.model_type!r}: {str(error).splitlines()[0]}",
+            f"nothing {head.suffix} can be made of a {config.model_type!r}: {str(error).splitlines()[0]}",
             where="model",
         ) from None
     return model
-
-
-def _set_labels(config: PretrainedConfig, labels: Labels) -> None:
-    if labels.kind == "classification":
-        config.id2label = dict(enumerate(labels.names))
-        config.label2id = {name: index for index, name in enumerate(labels.names)}
-        config.problem_type = "single_label_classification"
-    else:
-        config.id2label, config.label2id = {0: "value"}, {"value": 0}
-        config.problem_type = "regression"
 
 
 def _load(kind: Any, folder: Path, config: PretrainedConfig) -> tuple[PreTrainedModel, list[str]]:
@@ -348,15 +358,25 @@ def _load(kind: Any, folder: Path, config: PretrainedConfig) -> tuple[PreTrained
 
 
 def _compare(bare: nn.Module, folder: Path) -> tuple[list[str], list[str]]:
+    """Weights that a folder lacks or has in another shape, and those that the model does not know; of weights
+    that are tied one is enough.
+    """
     wanted = {name: list(tensor.shape) for name, tensor in bare.state_dict().items()}
     stored = stored_weights(folder)
+    held = {id(one) for name, one in _named(bare) if stored.get(name) == wanted[name]}
+    tied = {name for name, one in _named(bare) if name not in stored and id(one) in held}
     missing = sorted(
         name
         for name, shape in wanted.items()
-        if stored.get(name) != shape and not name.endswith("position_ids")
+        if stored.get(name) != shape and name not in tied and not name.endswith("position_ids")
     )
     unexpected = sorted(name for name in stored if name not in wanted and not name.endswith("position_ids"))
     return missing, unexpected
+
+
+def _named(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Every name of every parameter, tied ones included."""
+    return model.named_parameters(remove_duplicate=False)
 
 
 def _weights(folder: Path) -> list[Path]:

@@ -1,10 +1,13 @@
 """From a model to numbers: predictions in row order, metrics with intervals, what two models share.
 
 Classification metrics are scikit-learn's (accuracy, macro-F1, Matthews correlation); regression has
-Pearson, Spearman and the mean squared error. Every interval is a 95 % bootstrap over rows (see
-`distillkit.metrics`, also for what degenerate inputs give).
+Pearson, Spearman and the mean squared error; what each kind of task is judged by stands in
+`distillkit.judging`. Every interval is a 95 % bootstrap over rows (see `distillkit.metrics`, also for what
+degenerate inputs give).
 
-Shapes: n rows, V classes (1 for regression).
+gold is `[n]`, a label of each row, or `[N, 2]`, label and row of each answer (`Encoded.gold`); answers are
+what `distillkit.answers` keeps: logits `[n, V]` (V = 1 for regression), or three numbers of each answer over
+a vocabulary.
 """
 
 from __future__ import annotations
@@ -16,37 +19,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import (
-    accuracy_score,
-    cohen_kappa_score,
-    confusion_matrix,
-    f1_score,
-    matthews_corrcoef,
-    precision_recall_fscore_support,
-)
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from distillkit.data.batching import Encoded, collate, sequential_batches
-from distillkit.errors import DataError, DivergedError, ModelError
-from distillkit.metrics import (
-    METRICS,
-    Baseline,
-    Calibration,
-    ClassScore,
-    Measured,
-    ReliabilityBin,
-    interval,
-    resample_classes,
-    resample_values,
-    value_metrics,
-)
+from distillkit.answers import Keep, collect, logits
+from distillkit.data.batching import Encoded
+from distillkit.errors import DataError
+from distillkit.judging import JUDGES, Judge, log_softmax
+from distillkit.metrics import Baseline, Calibration, ClassScore, Measured, ReliabilityBin, interval
 from distillkit.settings import Labels
 from distillkit.types import Batch, Outputs
 
 Array = NDArray[Any]
 _CALIBRATION_BINS = 15
-
-DEFAULT_METRIC = {kind: names[0] for kind, names in METRICS.items()}
-"""The metric that chooses weights and leads the report where the recipe names none."""
 
 
 @dataclass(frozen=True)
@@ -58,52 +42,44 @@ class Verdict:
     sentence: str
 
 
+def default_metric(labels: Labels) -> str:
+    """The metric that chooses weights and leads the report where the recipe names none."""
+    return JUDGES[labels.kind].metrics(labels)[0]
+
+
 def predict(
     model_outputs: Callable[[Batch], Outputs],
     encoded: Encoded,
     *,
+    keep: Keep = logits,
     tokens: int = 4096,
     device: torch.device,
 ) -> NDArray[np.float32]:
-    """Logits `[n, V]` of every row, in row order.
+    """What is kept of every answer, in row order: `[n, V]` logits unless `keep` says otherwise.
 
     Rows run longest first in batches of at most `tokens` tokens, padding included, without gradients; putting
-    the model into eval mode is the caller's part. Only logits are kept, on the CPU. Raises ModelError where
-    the logits are not one row per example, DivergedError where one is not finite, DataError where there are
-    no rows.
+    the model into eval mode is the caller's part. Raises ModelError where the logits are not one row per
+    answer, DivergedError where one is not finite, DataError where there are no rows.
     """
-    logits_nV: NDArray[np.float32] | None = None
-    with torch.inference_mode():
-        for rows in sequential_batches(encoded.lengths, tokens=tokens):
-            answer = model_outputs(collate(encoded, rows).to(device)).logits.float().cpu().numpy()
-            if answer.ndim != 2 or answer.shape[0] != len(rows):
-                raise ModelError(f"the model gave logits of shape {list(answer.shape)} for {len(rows)} rows")
-            if not np.isfinite(answer).all():
-                bad = encoded.ids[rows[~np.isfinite(answer).all(axis=1)]]
-                raise DivergedError(f"the model gives NaN or infinity (example ids {bad.tolist()[:8]})")
-            if logits_nV is None:
-                logits_nV = np.empty((len(encoded), answer.shape[1]), dtype=np.float32)
-            logits_nV[rows] = answer
-    if logits_nV is None:
-        raise DataError("there are no rows to predict")
-    return logits_nV
+    return collect(lambda batch: model_outputs(batch.to(device)).logits.float(), encoded, keep, tokens=tokens)
 
 
 def score(
-    labels: Labels, gold: Array, logits: Array, *, seed: int, resamples: int = 1000
+    labels: Labels, gold: Array, answers: Array, *, seed: int, resamples: int = 1000
 ) -> dict[str, Measured]:
     """The task's metrics by name, each with its 95 % bootstrap interval.
 
-    gold: `[n]` class ids or targets; logits: `[n, V]`. Raises DivergedError where a logit is not finite,
-    ModelError where the shape does not fit the labels, DataError where there are no rows.
+    Raises DivergedError where an answer is not finite, ModelError where the shape does not fit the labels,
+    DataError where there are no rows.
     """
-    (plain,), resampled = _scored(labels, gold, [logits], seed, resamples)
-    return {name: interval(plain[name], resampled[name][0], len(gold)) for name in plain}
+    (plain,), resampled = _scored(labels, gold, [answers], seed, resamples)
+    n = JUDGES[labels.kind].num_rows(gold)
+    return {name: interval(plain[name], resampled[name][0], n) for name in plain}
 
 
-def values(labels: Labels, gold: Array, logits: Array) -> dict[str, float]:
+def values(labels: Labels, gold: Array, answers: Array) -> dict[str, float]:
     """The task's metrics by name, without intervals. Errors as in `score`."""
-    return _values(labels, gold, [logits])[0]
+    return _values(labels, gold, [answers])[0]
 
 
 def compare_scores(
@@ -114,40 +90,35 @@ def compare_scores(
     An interval that holds 0 means that the rows do not tell the two apart. Errors as in `score`.
     """
     (one, two), resampled = _scored(labels, gold, [first, second], seed, resamples)
-    return {
-        name: interval(one[name] - two[name], resampled[name][0] - resampled[name][1], len(gold))
-        for name in one
-    }
+    n = JUDGES[labels.kind].num_rows(gold)
+    return {name: interval(one[name] - two[name], resampled[name][0] - resampled[name][1], n) for name in one}
 
 
 def majority(labels: Labels, train_gold: Array, gold: Array) -> Baseline:
-    """The most frequent training class (ties: the first), or the mean training target, scored on `gold`."""
-    constant = _constant_logits(labels, train_gold, len(gold))
+    """The constant answer that the training rows suggest (the most frequent class, the mean target, how often
+    each entry of the vocabulary occurs), scored on `gold`."""
+    constant = _constant(labels, train_gold, gold)
     metrics = values(labels, gold, constant)
-    if labels.kind == "classification":
-        return Baseline(answer=labels.names[int(constant[0].argmax())], metrics=metrics)
-    return Baseline(answer=f"{float(constant[0, 0]):.4g}", metrics=metrics)
+    return Baseline(answer=JUDGES[labels.kind].said(labels, constant), metrics=metrics)
 
 
 def better_than_majority(
-    labels: Labels, train_gold: Array, gold: Array, logits: Array, *, seed: int, resamples: int = 1000
+    labels: Labels, train_gold: Array, gold: Array, answers: Array, *, seed: int, resamples: int = 1000
 ) -> Verdict:
     """Whether a model beats the constant answer beyond noise: the gate that a teacher must pass.
 
-    Beats means that the whole 95 % interval of the paired difference lies above 0: accuracy minus the
-    majority's, or, for regression, the mean squared error that the model saves over answering the
-    training mean.
+    Beats means that the whole 95 % interval of the paired difference lies above 0: accuracy (entity F1 where
+    tags begin entities) minus the constant answer's, or, for regression, the mean squared error that the
+    model saves over answering the training mean.
     """
-    constant = _constant_logits(labels, train_gold, len(gold))
-    if labels.kind == "classification":
-        name, (model, plain) = "accuracy", (logits, constant)
-    else:
-        name, (model, plain) = "mse", (constant, logits)
+    constant = _constant(labels, train_gold, gold)
+    name = JUDGES[labels.kind].gate(labels)
+    model, plain = (constant, answers) if name == "mse" else (answers, constant)
     advantage = compare_scores(labels, gold, model, plain, seed=seed, resamples=resamples)[name]
-    scores, passes = _values(labels, gold, [logits, constant]), advantage.low > 0
+    scores, passes = _values(labels, gold, [answers, constant]), advantage.low > 0
     sentence = (
         f"{name} {scores[0][name]:.4f} against {scores[1][name]:.4f} of the constant answer "
-        f"on {len(gold)} rows: {'better' if passes else 'no better'}"
+        f"on {advantage.n} rows: {'better' if passes else 'no better'}"
         f" beyond noise (95 % interval of the advantage {advantage.low:+.4f} to {advantage.high:+.4f})"
     )
     return Verdict(passes=passes, advantage=advantage, sentence=sentence)
@@ -156,43 +127,38 @@ def better_than_majority(
 def agreement(labels: Labels, teacher: Array, student: Array) -> dict[str, float]:
     """How alike two models answer, whatever is right.
 
-    Classification: `same` (share of equal predictions), `kappa` (Cohen 1960, agreement beyond chance; 1
-    where both give one and the same class throughout), `kl` (mean KL(teacher || student) in nats).
-    Regression: `pearson` of the answers and their `mean_abs_difference`.
+    Classes, tags and masked tokens: `same` (share of equal predictions), `kappa` (Cohen 1960, agreement
+    beyond chance; 1 where both give one and the same class throughout), and, but for masked tokens, `kl`
+    (mean KL(teacher || student) in nats). Regression: `pearson` of the answers and their
+    `mean_abs_difference`.
     """
-    _check(labels, teacher, len(student))
-    _check(labels, student, len(teacher))
-    if labels.kind == "regression":
-        left, right = _targets(teacher), _targets(student)
-        pearson = value_metrics(left, right)(np.ones((1, len(left))))["pearson"]
-        return {"pearson": float(pearson[0]), "mean_abs_difference": float(np.abs(left - right).mean())}
-    first, second = teacher.argmax(axis=1), student.argmax(axis=1)
-    return {
-        "same": float((first == second).mean()),
-        "kappa": _kappa(first, second),
-        "kl": float(_kl(teacher, student).mean()),
-    }
+    judge = _checked(labels, teacher, student)
+    first, second = judge.classes(teacher), judge.classes(student)
+    if first is None or second is None:
+        return judge.closeness(teacher, student)
+    same = float((first == second).mean())
+    return {"same": same, "kappa": _kappa(first, second), **judge.closeness(teacher, student)}
 
 
 def disagreements(labels: Labels, teacher: Array, student: Array, *, limit: int) -> NDArray[np.int64]:
-    """Rows where the two models answer differently, the strongest disagreement first, at most `limit`.
+    """Answers that differ between the two models, the strongest disagreement first, at most `limit`.
 
-    Classification: rows with different predictions, by KL(teacher || student); regression: by absolute
-    difference.
+    Classes and tags: by KL(teacher || student); regression: by absolute difference; masked tokens: by the
+    difference of what they think of the right one.
     """
-    if labels.kind == "regression":
-        strength = np.abs(_targets(teacher) - _targets(student))
-    else:
-        differs = teacher.argmax(axis=1) != student.argmax(axis=1)
-        strength = np.where(differs, _kl(teacher, student) + np.finfo(np.float64).tiny, 0.0)
+    strength = _checked(labels, teacher, student).strength(teacher, student)
     order = np.argsort(-strength, kind="stable")[:limit]
     rows: NDArray[np.int64] = order[strength[order] > 0]
     return rows
 
 
-def outcomes(gold: Array, teacher: Array, student: Array) -> dict[str, int]:
-    """Rows that both models get right, one of them, or neither."""
-    taught, learned = teacher.argmax(axis=1) == gold, student.argmax(axis=1) == gold
+def outcomes(labels: Labels, gold: Array, teacher: Array, student: Array) -> dict[str, int]:
+    """Answers that both models get right, one of them, or neither; empty where answers are numbers."""
+    judge = _checked(labels, teacher, student)
+    first, second = judge.classes(teacher), judge.classes(student)
+    if first is None or second is None:
+        return {}
+    taught, learned = first == _ids(gold), second == _ids(gold)
     return {
         "both right": int((taught & learned).sum()),
         "only the teacher right": int((taught & ~learned).sum()),
@@ -203,16 +169,20 @@ def outcomes(gold: Array, teacher: Array, student: Array) -> dict[str, int]:
 
 def probabilities(logits: Array) -> NDArray[np.float64]:
     """Softmax over the last axis in float64, without overflow."""
-    return np.exp(_log_softmax(logits))
+    return np.exp(log_softmax(logits))
 
 
-def calibration(gold: Array, logits: Array, *, bins: int = _CALIBRATION_BINS) -> Calibration:
-    """Expected calibration error of the predicted class (Guo et al. 2017, section 2) over equal-width bins.
-
-    gold: `[n]` class ids; logits: `[n, V]`. A bin holds its upper edge.
+def calibration(
+    labels: Labels, gold: Array, answers: Array, *, bins: int = _CALIBRATION_BINS
+) -> Calibration | None:
+    """Expected calibration error of the predicted class (Guo et al. 2017, section 2) over equal-width bins;
+    None where answers are numbers. A bin holds its upper edge.
     """
-    probability = probabilities(logits)
-    confidence_n, hit_n = probability.max(axis=1), probability.argmax(axis=1) == gold
+    judge = JUDGES[labels.kind]
+    predicted = judge.classes(answers)
+    if predicted is None:
+        return None
+    confidence_n, hit_n = judge.confidence(answers), predicted == _ids(gold)
     edges = np.linspace(0.0, 1.0, bins + 1)
     bin_n = np.clip(np.searchsorted(edges, confidence_n, side="left") - 1, 0, bins - 1)
     filled = []
@@ -231,19 +201,19 @@ def calibration(gold: Array, logits: Array, *, bins: int = _CALIBRATION_BINS) ->
     return Calibration(ece=float(ece), bins=tuple(filled))
 
 
-def confusion(labels: Labels, gold: Array, logits: Array) -> NDArray[np.int64]:
+def confusion(labels: Labels, gold: Array, answers: Array) -> NDArray[np.int64]:
     """Counts `[V, V]`: row is the gold class, column the predicted one, both in id order."""
-    _check(labels, logits, len(gold))
+    JUDGES[labels.kind].check(labels, answers, len(gold))
     ids = np.arange(labels.num_labels)
-    counts: NDArray[np.int64] = confusion_matrix(gold, logits.argmax(axis=1), labels=ids).astype(np.int64)
-    return counts
+    counts: NDArray[np.int64] = confusion_matrix(_ids(gold), answers.argmax(axis=1), labels=ids)
+    return counts.astype(np.int64)
 
 
-def per_class(labels: Labels, gold: Array, logits: Array) -> tuple[ClassScore, ...]:
+def per_class(labels: Labels, gold: Array, answers: Array) -> tuple[ClassScore, ...]:
     """Precision, recall, F1 and support of every class in id order."""
-    _check(labels, logits, len(gold))
+    JUDGES[labels.kind].check(labels, answers, len(gold))
     columns = precision_recall_fscore_support(
-        gold, logits.argmax(axis=1), labels=np.arange(labels.num_labels), zero_division=0.0
+        _ids(gold), answers.argmax(axis=1), labels=np.arange(labels.num_labels), zero_division=0.0
     )
     return tuple(
         ClassScore(name, float(precision), float(recall), float(f1), int(support))
@@ -256,84 +226,43 @@ def _scored(
 ) -> tuple[list[dict[str, float]], dict[str, NDArray[np.float64]]]:
     """Metrics of each model, and their resamples `[M, R]` by name."""
     plain = _values(labels, gold, answers)
-    if labels.kind == "regression":
-        series = np.stack([_targets(logits) for logits in answers])
-        return plain, resample_values(gold.astype(np.float64), series, seed=seed, resamples=resamples)
-    predicted = np.stack([logits.argmax(axis=1) for logits in answers])
-    ids = gold.astype(np.int64)
-    return plain, resample_classes(ids, predicted, labels.num_labels, seed=seed, resamples=resamples)
+    judge = JUDGES[labels.kind]
+    return plain, judge.resample(labels, gold, answers, seed=seed, resamples=resamples)
 
 
 def _values(labels: Labels, gold: Array, answers: list[Array]) -> list[dict[str, float]]:
-    for logits in answers:
-        _check(labels, logits, len(gold))
-    if labels.kind == "regression":
-        targets, ones = gold.astype(np.float64), np.ones((1, len(gold)))
-        return [
-            {name: float(value[0]) for name, value in value_metrics(targets, _targets(logits))(ones).items()}
-            for logits in answers
-        ]
-    ids = gold.astype(np.int64)
-    if ids.min() < 0 or ids.max() >= labels.num_labels:
-        raise DataError(f"class ids {ids.min()} to {ids.max()} do not fit the {labels.num_labels} labels")
-    return [_class_scores(ids, logits.argmax(axis=1)) for logits in answers]
+    judge = JUDGES[labels.kind]
+    for one in answers:
+        judge.check(labels, one, len(gold))
+    return [judge.values(labels, gold, one) for one in answers]
 
 
-def _targets(logits: Array) -> NDArray[np.float64]:
-    return logits[:, 0].astype(np.float64)
+def _checked(labels: Labels, teacher: Array, student: Array) -> Judge:
+    judge = JUDGES[labels.kind]
+    judge.check(labels, teacher, len(student))
+    judge.check(labels, student, len(teacher))
+    return judge
 
 
-def _class_scores(gold: NDArray[np.int64], predicted: NDArray[np.int64]) -> dict[str, float]:
-    return {
-        "accuracy": float(accuracy_score(gold, predicted)),
-        "macro_f1": float(f1_score(gold, predicted, average="macro", zero_division=0.0)),
-        "mcc": _mcc(gold, predicted),
-    }
+def _ids(gold: Array) -> NDArray[np.int64]:
+    """The label of each answer."""
+    return gold.astype(np.int64) if gold.ndim == 1 else gold[:, 0]
 
 
-def _mcc(gold: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
-    """Matthews correlation; 0 where gold and answers are all one class (scikit-learn warns there)."""
-    if (gold == gold[0]).all() and (predicted == gold[0]).all():
-        return 0.0
-    return float(matthews_corrcoef(gold, predicted))
-
-
-def _check(labels: Labels, logits: Array, rows: int) -> None:
-    if rows == 0:
-        raise DataError("there are no rows to score")
-    if logits.shape != (rows, labels.num_labels):
-        raise ModelError(
-            f"the model gave logits of shape {list(logits.shape)}, not {[rows, labels.num_labels]}",
-            hint="logits are [rows, classes] in the order of the task's labels, [rows, 1] for regression",
-        )
-    bad = int((~np.isfinite(logits)).any(axis=1).sum())
-    if bad:
-        raise DivergedError(f"the model's answers are not finite for {bad} of {rows} rows")
-
-
-def _constant_logits(labels: Labels, train_gold: Array, rows: int) -> NDArray[np.float64]:
+def _constant(labels: Labels, train_gold: Array, gold: Array) -> Array:
     if len(train_gold) == 0:
         raise DataError("there are no training rows to take the majority from")
-    if labels.kind == "regression":
-        return np.full((rows, 1), train_gold.astype(np.float64).mean())
-    counts = np.bincount(train_gold.astype(np.int64), minlength=labels.num_labels)
-    return np.tile(np.eye(labels.num_labels)[counts.argmax()], (rows, 1))
+    if len(gold) == 0:
+        raise DataError("there are no rows to score")
+    return JUDGES[labels.kind].constant(labels, train_gold, gold)
 
 
-def _kappa(first: Array, second: Array) -> float:
-    if (first == second).all():
+def _kappa(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
+    """Cohen's kappa from the marginals, however many classes there are."""
+    same, n = float((first == second).mean()), len(first)
+    if same == 1.0:
         return 1.0
-    return float(cohen_kappa_score(first, second))
-
-
-def _log_softmax(logits: Array) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return result
-
-
-def _kl(teacher: Array, student: Array) -> NDArray[np.float64]:
-    """KL(teacher || student) per row, never negative."""
-    left, right = _log_softmax(teacher), _log_softmax(student)
-    divergence: NDArray[np.float64] = (np.exp(left) * (left - right)).sum(axis=-1)
-    return np.maximum(divergence, 0.0)
+    width = int(max(first.max(), second.max())) + 1
+    one, two = (np.bincount(ids, minlength=width) / n for ids in (first, second))
+    chance = float(one @ two)
+    return (same - chance) / (1 - chance)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from distillkit import catalog, files
-from distillkit.data.reading import check_file, column_names, find_tables, kind_of, read_table
+from distillkit.data.corpora import documents
+from distillkit.data.reading import Table, check_file, column_names, find_tables, kind_of, read_table
 from distillkit.errors import ConfigError
 from distillkit.schema import json_schema
 
@@ -52,12 +53,7 @@ def write_config(data: Path, output: Path) -> str:
     schema = output.parent / SCHEMA_FILE
     if not schema.exists():
         files.atomic_write(schema, json.dumps(json_schema(catalog.components()), indent=1))
-    what = f"{len(look.classes)} classes" if look.kind == "classification" else "a number"
-    columns = " and ".join(map(repr, look.text))
-    return (
-        f"{output}: {look.kind} of {columns} into {what} ({look.label!r}), {look.rows} rows\n"
-        f"next: distillkit plan {output}"
-    )
+    return f"{output}: {_said(look)}\nnext: distillkit plan {output}"
 
 
 def look_at(data: Path) -> Look:
@@ -69,9 +65,13 @@ def look_at(data: Path) -> Look:
         )
     path = sources["train"]
     check_file(path)
+    if path.name.endswith((".txt", ".txt.gz")):
+        return _corpus(path)
     delimiter = _delimiter(path)
     names = column_names(path, delimiter=delimiter)
-    table = read_table(path, names, delimiter=delimiter, skip=True)
+    table = read_table(path, names, delimiter=delimiter, skip=True, lists=True)
+    if lists := _lists(table.columns):
+        return _words_and_tags(table, lists, sources)
     text, label = _roles(path, table.columns)
     classes = tuple(dict.fromkeys(str(cell) for cell in table.columns[label]))
     kind = "regression" if _is_regression(table.columns[label]) else "classification"
@@ -100,13 +100,12 @@ def render(look: Look, output: Path) -> str:
         f"  kind: {look.kind}",
         *(f"  {split}: {_quoted(path)}" for split, path in found.items()),
         *([] if "validation" in found else ["  holdout: 0.1          # share of train kept for validation"]),
-        f"  text: {text if len(look.text) == 1 else f'[{text}]'}",
-        f"  label: {_quoted(look.label)}",
+        *([f"  text: {text if len(look.text) == 1 else f'[{text}]'}"] if look.text else []),
+        *([f"  label: {_quoted(look.label)}"] if look.label else []),
         *([f"  delimiter: {json.dumps(look.delimiter)}"] if look.delimiter else []),
-        f"  max_length: {_max_length(look)}        # tokens; `distillkit plan` says how many rows are cut",
+        f"  max_length: {_max_length(look)}        # tokens; {_LONGER.get(look.kind, _CUT)}",
         "",
-        *_MODELS,
-        *(_CLASS_LOSSES if look.kind == "classification" else _NUMBER_LOSSES),
+        *(line.replace("CORPUS", _quoted(found["train"])) for line in _REST[look.kind]),
         "",
         "export: {}              # ONNX, checked against PyTorch",
         "bench: {batch: [1, 8, 32], length: [16, 64]}",
@@ -114,6 +113,8 @@ def render(look: Look, output: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+_CUT = "`distillkit plan` says how many rows are cut"
+_LONGER = {"mlm": "sentences of a document are packed up to it"}
 _MODELS = (
     "teacher:",
     "  use: bert              # or: {use: pretrained, path: folder-of-a-hugging-face-encoder, finetune: {}}",
@@ -142,6 +143,71 @@ _NUMBER_LOSSES = (
     "    soft: {use: logits, weight: 0.7}                 # the teacher's answers",
     "    states: {use: hidden_cosine}                     # how the teacher sees every token",
 )
+
+
+_CORPUS_MODELS = (
+    "teacher:",
+    "  use: bert              # or: {use: pretrained, path: folder-of-a-hugging-face-masked-language-model}",
+    "  size: mini             # tiny, mini, small, medium, base, large",
+    "  pretrain:              # on masked tokens and next sentences; a blank line stands between documents",
+    "    corpus: CORPUS",
+    "    steps: 5000",
+    "",
+    "student:",
+    "  use: transformer",
+    "  layers: 2",
+    "  initialise: {from: teacher, layers: [2, 4]}   # start from these blocks of the teacher",
+    "",
+    "distill:",
+    "  epochs: 3",
+    "  losses:                # as DistilBERT weighs them; `distillkit list losses` shows what there is",
+    "    gold: {use: gold, weight: 2}                     # the tokens that stood there",
+    "    soft: {use: logits, weight: 5, temperature: 2}   # what the teacher thinks of every token",
+    "    states: {use: hidden_cosine, weight: 1}          # how the teacher sees every token",
+)
+_REST: Mapping[str, Sequence[str]] = {
+    "classification": (*_MODELS, *_CLASS_LOSSES),
+    "token_classification": (*_MODELS, *_CLASS_LOSSES),
+    "regression": (*_MODELS, *_NUMBER_LOSSES),
+    "mlm": _CORPUS_MODELS,
+}
+
+
+def _said(look: Look) -> str:
+    """What was found, in words."""
+    if look.kind == "mlm":
+        return f"mlm on a corpus of {look.rows} documents"
+    what = {"regression": "a number", "token_classification": f"{len(look.classes)} tags"}.get(
+        look.kind, f"{len(look.classes)} classes"
+    )
+    columns = " and ".join(map(repr, look.text))
+    return f"{look.kind} of {columns} into {what} ({look.label!r}), {look.rows} rows"
+
+
+def _corpus(path: Path) -> Look:
+    """A text file is a corpus: nothing in it is a label."""
+    lengths = [
+        len(sentence.split()) for document in documents(path.name, base=path.parent) for sentence in document
+    ]
+    rows = sum(1 for _ in documents(path.name, base=path.parent))
+    return Look("mlm", (), "", (), rows, max(lengths), None, {"train": path})
+
+
+def _lists(columns: Mapping[str, list[Any]]) -> list[str]:
+    """Columns whose cells are lists of strings, at least two, the one with most different entries first."""
+    sizes = {
+        name: len({entry for cell in cells for entry in cell})
+        for name, cells in columns.items()
+        if all(isinstance(cell, list) and all(isinstance(entry, str) for entry in cell) for cell in cells)
+    }
+    return sorted(sizes, key=lambda name: -sizes[name]) if len(sizes) > 1 else []
+
+
+def _words_and_tags(table: Table, lists: Sequence[str], sources: dict[str, Path]) -> Look:
+    words, tags = lists[0], lists[-1]
+    names = tuple(dict.fromkeys(tag for cell in table.columns[tags] for tag in cell))
+    longest = max(map(len, table.columns[words]))
+    return Look("token_classification", (words,), tags, names, len(table.lines), longest, None, sources)
 
 
 def _delimiter(path: Path) -> str | None:
@@ -173,7 +239,7 @@ def _roles(path: Path, columns: Mapping[str, list[Any]]) -> tuple[tuple[str, ...
         raise ConfigError(
             f"no column looks like a {missing}; found {', '.join(map(repr, columns))}",
             where=str(path),
-            hint="texts have several words, labels few different values",
+            hint="texts have several words, labels few different values; a corpus is a .txt file",
         )
     return tuple(texts[:2]), label
 
@@ -201,7 +267,11 @@ def _is_regression(cells: Sequence[Any]) -> bool:
 
 
 def _max_length(look: Look) -> int:
-    """A power of two that holds the longest row at 1.5 tokens a word, from 32 to 256."""
+    """A power of two that holds the longest row at 1.5 tokens a word, from 32 to 256; 128 where rows are
+    packed.
+    """
+    if look.kind == "mlm":
+        return 128
     return next((size for size in (32, 64, 128) if size >= 1.5 * look.longest_words + 3), 256)
 
 

@@ -26,9 +26,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distillkit.data.masking import choose, keyed_uniform
 from distillkit.errors import ConfigError
 from distillkit.model import Student, Teacher
-from distillkit.objectives.masking import choose, keyed_uniform
 from distillkit.settings import InterchangeSettings
 from distillkit.types import Access, Batch, Outputs, Spec, Swap, Want
 
@@ -113,9 +113,8 @@ class Interchange:
         swapped = pick(mask, counts, next(draws))
         taken = pick(mask[source], counts, next(draws))
         origin = np.zeros(mask.shape, dtype=np.int64)
-        origin[swapped] = np.nonzero(taken)[
-            1
-        ]  # the k-th chosen token of the base gets the k-th of the source
+        _, places = np.nonzero(taken)
+        origin[swapped] = places  # the k-th chosen token of the base gets the k-th of the source
         parts = (torch.from_numpy(part).to(batch.mask.device) for part in (site, swapped, source, origin))
         return Intervention(*parts)
 

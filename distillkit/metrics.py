@@ -5,7 +5,8 @@ Intervals are percentile bootstrap intervals (Efron and Tibshirani, An Introduct
 models is a paired bootstrap. Resampling n rows with replacement and counting is the same as one
 multinomial draw over the distinct rows. For classification a row is its cell (gold, prediction of each
 model), so a thousand resamples cost a thousand draws over few cells and are exact for every metric that
-is a function of the confusion matrix. For correlations each row keeps its weight.
+is a function of the confusion matrix. For correlations each row keeps its weight. Where a row has several
+answers (words, masked tokens), rows are drawn whole, and metrics are functions of sums over rows.
 
 Degenerate inputs have defined values and raise no warning: a correlation or MCC whose denominator is 0
 (one class, constant answers) is 0, "no association"; macro-F1 averages over the classes that occur in
@@ -26,13 +27,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-METRICS: dict[str, tuple[str, ...]] = {
-    "classification": ("accuracy", "macro_f1", "mcc"),
-    "regression": ("pearson", "spearman", "mse"),
-}
-"""Names by task kind; the first is the one that a report leads with."""
-
-LOWER_IS_BETTER = frozenset({"mse"})
+LOWER_IS_BETTER = frozenset({"mse", "cross_entropy", "perplexity"})
+"""Errors and costs; all others are shares or correlations, which end at 1."""
 
 _INTERVAL = (0.025, 0.975)
 _CELLS_PER_CHUNK = 200_000
@@ -161,6 +157,33 @@ def value_metrics(gold_n: Floats, predicted_n: Floats) -> Callable[[Floats], dic
         }
 
     return metrics
+
+
+def resample_sums(sums_MnK: Floats, *, seed: int, resamples: int) -> Floats:
+    """Sums over the rows of each resample, the same rows for each model: `[M, n, K]` -> `[M, R, K]`."""
+    total = sums_MnK.shape[1]
+    parts = []
+    for rng, size in _chunks(seed, resamples, total):
+        drawn_Rn = rng.multinomial(total, np.full(total, 1 / total), size=size).astype(np.float64)
+        parts.append(drawn_Rn @ sums_MnK)
+    return np.concatenate(parts, axis=1)
+
+
+def entity_f1(sums_R3: Floats) -> Floats:
+    """Micro-averaged F1 from the numbers of entities in both, predicted and gold; 0 where there are none."""
+    return _ratio(2 * sums_R3[:, 0], sums_R3[:, 1] + sums_R3[:, 2])
+
+
+def likelihood_metrics(sums_R3: Floats) -> dict[str, Floats]:
+    """Accuracy, cross-entropy (nats) and perplexity, each `[R]`, from right answers, their cost and
+    answers.
+    """
+    cost_R = _ratio(sums_R3[:, 1], sums_R3[:, 2])
+    return {
+        "accuracy": _ratio(sums_R3[:, 0], sums_R3[:, 2]),
+        "cross_entropy": cost_R,
+        "perplexity": np.exp(cost_R),
+    }
 
 
 def _chunks(seed: int, resamples: int, cells: int) -> Iterator[tuple[np.random.Generator, int]]:

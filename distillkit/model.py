@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distillkit.data.batching import Encoded
 from distillkit.objectives.base import Objective
-from distillkit.settings import FinetuneSettings, Labels, PretrainSettings
+from distillkit.settings import FinetuneSettings, Labels, PretrainSettings, TaskKind
 from distillkit.types import Access, Batch, Finding, Outputs, Spec, Swap, Want
 
 
@@ -58,7 +58,9 @@ class Student(nn.Module, ABC):
 
     @abstractmethod
     def exportable(self) -> nn.Module:
-        """A module whose forward takes the tensors of `Batch.inputs` by keyword and returns the logits."""
+        """A module whose forward takes the tensors of `Batch.inputs` by keyword and returns the logits, `[B,
+        V]`, or `[B, L, V]` of every token where the task asks for tokens.
+        """
 
     @abstractmethod
     def save(self, folder: Path, labels: Labels) -> None:
@@ -136,6 +138,12 @@ class TrainableTeacherSource(TeacherSource):
     pretrain: PretrainSettings | None
     finetune: FinetuneSettings | None
 
+    def training(self, labels: Labels) -> FinetuneSettings | None:
+        """How the model is trained on the task; None where it answers it already: it is not to be fine-tuned,
+        or it was pretrained on masked tokens and those are the task.
+        """
+        return None if labels.kind == "mlm" and self.pretrain is not None else self.finetune
+
     def pretraining(self, tokenizer: PreTrainedTokenizerBase) -> tuple[nn.Module, Objective]:
         """A fresh pretraining model and its objective; only called where `pretrain` is set."""
         raise NotImplementedError(f"{type(self).__name__} cannot be pretrained")
@@ -171,6 +179,9 @@ class StudentSource(ABC):
     """What `student: {use: name}` names: settings in `__init__`, an untrained Student of the right sizes on
     request, and its first weights once there is a trained teacher.
     """
+
+    kinds: tuple[TaskKind, ...] = ("classification", "regression")
+    """Task kinds that its students can answer."""
 
     @abstractmethod
     def build(

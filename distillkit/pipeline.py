@@ -28,7 +28,7 @@ from distillkit.progress import Progress
 from distillkit.rundir import RunDir, environment
 from distillkit.settings import RunConfig
 from distillkit.signals import Signals
-from distillkit.stacks import build_stacks, check_access
+from distillkit.stacks import build_stacks, check_access, check_student
 from distillkit.stages import STAGES, Job
 from distillkit.train import enough_memory
 from distillkit.world import World
@@ -109,6 +109,7 @@ def prepare(
     student = parts.student or catalog.build("student", config.student, base=base)
     stacks = _stacks(config, parts, base)
     check_access(config, stacks, teacher, task.labels)
+    check_student(config, student, task.labels)
     data = contents(config, base, task, teacher)
     digests = stage_digests(config, task, teacher, student, stacks, data, vars(parts))
     return Job(

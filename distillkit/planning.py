@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from distillkit import catalog, preflight
 from distillkit.data.batching import Encoded, TaskFeed, encode
 from distillkit.data.corpora import documents
-from distillkit.data.tasks import Rows, Task, load_task
+from distillkit.data.tasks import KINDS, Rows, Task, load_task
 from distillkit.estimates import BYTES_FIXED, ModelCost, free_memory, model_cost, step_cost
 from distillkit.losses.base import TEACHER, LossStack
 from distillkit.losses.gold import Gold
@@ -34,12 +34,14 @@ from distillkit.progress import duration
 from distillkit.recipe import Loaded
 from distillkit.report.text import clean, scaled, size
 from distillkit.settings import Phase
-from distillkit.stacks import build_stacks, check_access, interchange_of
+from distillkit.stacks import build_stacks, check_access, check_student, interchange_of
 from distillkit.train import Distillation, make_accelerator
 from distillkit.types import Finding
 
-SAMPLE_TEXTS, SAMPLE_ROWS, JUDGED_ROWS = 5_000, 20_000, 256
+SAMPLE_TEXTS, SAMPLE_ROWS = 5_000, 20_000
 UNKNOWN_LIMIT = 0.05
+MOST_LABELS = 20
+"""Labels that the table counts; the JSON counts all."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,9 @@ class Plan:
 
     @property
     def majority(self) -> float:
-        """Share of the most frequent class of the training rows; 0 for regression."""
-        return max(self.labels["train"].values()) / self.rows["train"] if self.labels else 0.0
+        """Share of the most frequent class or tag of the training rows; 0 where there is none."""
+        counts = list(self.labels["train"].values()) if self.labels else []
+        return max(counts) / sum(counts) if counts else 0.0
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "majority": self.majority}
@@ -105,7 +108,10 @@ class Plan:
     def _data(self) -> Iterator[tuple[str, str]]:
         yield "rows", ", ".join(f"{split} {count:,}" for split, count in self.rows.items())
         for split, counts in self.labels.items():
-            yield f"labels of {split}", ", ".join(f"{label} {count:,}" for label, count in counts.items())
+            most = sorted(counts, key=lambda label: -counts[label])[:MOST_LABELS]
+            told = [f"{label} {counts[label]:,}" for label in counts if label in most]
+            more = [f"and {len(counts) - len(most)} more"] if len(counts) > len(most) else []
+            yield f"labels of {split}", ", ".join([*told, *more])
         if self.labels:
             yield "majority class", f"{self.majority:.1%} of train"
         yield "truncated", f"{self.truncated:.1%} of the training rows"
@@ -154,7 +160,7 @@ class _Draft:
     @property
     def scale(self) -> float:
         """Training rows over rows that were tokenised."""
-        return len(self.named.task.train.texts) / len(self.encoded)
+        return len(self.named.task.train) / len(_head(self.named.task.train))
 
 
 def plan(loaded: Loaded) -> Plan:
@@ -166,7 +172,7 @@ def plan(loaded: Loaded) -> Plan:
         model, length = _model_of(prospect.teacher), draft.named.config.task.max_length
         teacher = None if model is None else model_cost(model, length)
         student = model_cost(prospect.student, length)
-        judged = preflight.judged(prospect, draft.validation, draft.device)
+        judged = preflight.judged(prospect, draft.encoded, draft.validation, draft.device)
         stages = (*_teacher_stages(draft), *_student_stages(draft))
         return Plan(
             name=draft.named.config.name,
@@ -193,13 +199,14 @@ def _draft(loaded: Loaded, cache: Path) -> _Draft:
     student = catalog.build("student", config.student, base=base)
     task = load_task(config.task, base=base, seed=config.seed)
     check_access(config, stacks, source, task.labels)
+    check_student(config, student, task.labels)
     tokenizer = source.tokenizer(itertools.islice(_texts(source, task, base), SAMPLE_TEXTS))
     prospect = preflight.build(Named(config, task, source, student, stacks), tokenizer, base)
 
     def encoded(rows: Rows) -> Encoded:
         return encode(rows, tokenizer, max_length=config.task.max_length, cache=cache)
 
-    validation = encoded(preflight.sample(task.validation, JUDGED_ROWS))
+    validation = encoded(preflight.sample(task.validation, preflight.JUDGED_ROWS))
     device = make_accelerator(config.runtime).device
     return _Draft(base, prospect, encoded(_head(task.train)), validation, device)
 
@@ -218,10 +225,7 @@ def _texts(source: TeacherSource, task: Task, base: Path) -> Iterator[str]:
 
 
 def _head(rows: Rows) -> Rows:
-    if len(rows.texts) <= SAMPLE_ROWS:
-        return rows
-    labels = None if rows.labels is None else rows.labels[:SAMPLE_ROWS]
-    return Rows(rows.ids[:SAMPLE_ROWS], rows.texts[:SAMPLE_ROWS], labels, f"{rows.digest} head")
+    return rows if len(rows) <= SAMPLE_ROWS else rows.take(np.arange(SAMPLE_ROWS), "head")
 
 
 def _splits(task: Task) -> dict[str, Rows]:
@@ -230,7 +234,7 @@ def _splits(task: Task) -> dict[str, Rows]:
 
 
 def _label_counts(task: Task) -> dict[str, dict[str, int]]:
-    if task.labels.kind != "classification":
+    if not task.labels.names:
         return {}
     counts = {}
     for split, rows in _splits(task).items():
@@ -277,8 +281,10 @@ def _teacher_stages(draft: _Draft) -> Iterator[StagePlan]:
         ratio = a_step / (float(draft.encoded.lengths.sum()) / feed.num_steps(0))
         steps = source.pretrain.steps
         yield StagePlan("pretrain", steps, steps * cost.seconds * ratio, int(cost.memory * max(1.0, ratio)))
-    steps = source.finetune.epochs * round(feed.num_steps(0) * draft.scale)
-    yield StagePlan("teacher", steps, steps * cost.seconds, cost.memory)
+    training = source.training(draft.named.task.labels)
+    if training is not None:
+        steps = training.epochs * round(feed.num_steps(0) * draft.scale)
+        yield StagePlan("teacher", steps, steps * cost.seconds, cost.memory)
 
 
 def _student_stages(draft: _Draft) -> Iterator[StagePlan]:
@@ -287,17 +293,20 @@ def _student_stages(draft: _Draft) -> Iterator[StagePlan]:
     specs = {"student": prospect.student.spec, "teacher": prospect.teacher.spec}
     model = _model_of(prospect.teacher)
     fixed = 0 if model is None else BYTES_FIXED * preflight.parameters(model)
+    sampled = len(_head(draft.named.task.train))
     for index, (phase, stack) in enumerate(zip(config.phases, draft.named.stacks, strict=True)):
         feed = TaskFeed(draft.encoded, phase.batch, seed=config.seed)
         swapped = interchange_of(config, index, stack, **specs)
         program = Distillation(prospect.student, stack, {TEACHER: prospect.teacher}, swapped)
         cost = step_cost(program, feed, draft.device)
-        steps = phase.epochs * round(feed.num_steps(0) * _rows(phase, draft) / len(draft.encoded))
+        steps = phase.epochs * round(feed.num_steps(0) * _rows(phase, draft) / sampled)
         name = "student" if len(config.phases) == 1 else f"student, phase {index + 1}"
         yield StagePlan(name, steps, steps * cost.seconds, cost.memory + fixed)
 
 
 def _rows(phase: Phase, draft: _Draft) -> int:
     if phase.corpus is None:
-        return len(draft.named.task.train.texts)
-    return sum(len(document) for document in documents(phase.corpus, base=draft.base))
+        return len(draft.named.task.train)
+    kind = KINDS[draft.named.task.labels.kind]
+    found = documents(phase.corpus, base=draft.base)
+    return sum(1 for document in found for _ in kind.unlabelled(document))

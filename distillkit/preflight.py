@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from distillkit import evaluate
-from distillkit.data.batching import Encoded
+from distillkit.answers import KEPT
+from distillkit.data.batching import Encoded, measured
 from distillkit.data.tasks import Rows, Task
 from distillkit.errors import ConfigError, DistillkitError, ModelError
 from distillkit.losses.base import Compared, LossStack
@@ -30,10 +31,12 @@ from distillkit.model import (
     TeacherSource,
     TrainableTeacherSource,
 )
-from distillkit.settings import RunConfig
+from distillkit.settings import Labels, RunConfig
 from distillkit.stacks import bind, interchange_of, raise_all
 from distillkit.types import Finding, Spec, Want
 
+JUDGED_ROWS = 256
+"""Validation rows that a teacher which comes trained is judged on beforehand."""
 SAMPLE_TEXTS = 200
 """Texts on which two tokenizers are compared."""
 
@@ -53,7 +56,7 @@ class Named:
         """Whether the teacher answers the task as it comes, without training here."""
         source = self.teacher
         return not isinstance(source, TrainableTeacherSource) or (
-            source.finetune is None and source.pretrain is None
+            source.training(self.task.labels) is None and source.pretrain is None
         )
 
 
@@ -102,7 +105,8 @@ def findings(prospect: Prospect) -> tuple[Finding, ...]:
     """
     raise_all(list(_errors(prospect)))
     named = prospect.named
-    texts = list(islice(named.task.train.texts, SAMPLE_TEXTS))
+    train = named.task.train
+    texts = [train.layout.plain(texts) for texts in islice(train.texts, SAMPLE_TEXTS)]
     return (
         _access(prospect),
         *named.teacher.findings(named.task.labels),
@@ -124,29 +128,28 @@ def meetings(prospect: Prospect) -> tuple[Meeting, ...]:
 
 def sample(rows: Rows, count: int) -> Rows:
     """At most `count` rows, evenly spread."""
-    if len(rows.ids) <= count:
+    if len(rows) <= count:
         return rows
-    chosen = np.linspace(0, len(rows.ids) - 1, count).astype(np.int64)
-    labels = None if rows.labels is None else rows.labels[chosen]
-    texts = tuple(rows.texts[index] for index in chosen)
-    return Rows(rows.ids[chosen], texts, labels, f"{rows.digest} {count} of it")
+    chosen = np.linspace(0, len(rows) - 1, count).astype(np.int64)
+    return rows.take(chosen, f"{count} of it")
 
 
-def judged(prospect: Prospect, encoded: Encoded, device: torch.device) -> Finding:
-    """What the teacher scores on validation rows (`encoded`: some of them or all) against the constant
-    answer, where it comes trained; when it will be judged, where it does not.
+def judged(prospect: Prospect, train: Encoded, validation: Encoded, device: torch.device) -> Finding:
+    """What the teacher scores on validation rows (some of them or all) against the constant answer that
+    training rows suggest, where it comes trained; when it will be judged, where it does not.
 
     Raises ModelError as the run would, where all rows were asked and it is no better.
     """
     named = prospect.named
     if not named.trained:
         return Finding("fact", "teacher", "it is judged against the majority class when it is trained")
-    train, gold = named.task.train.labels, encoded.labels
-    assert train is not None and gold is not None
-    logits = _answers(prospect.teacher.to(device), encoded, device)
+    samples, labels = measured(validation), named.task.labels
+    train_gold, gold = train.gold, samples.gold
+    assert train_gold is not None and gold is not None
+    answers = _answers(prospect.teacher.to(device), samples, labels, device)
     seed = named.config.seed
-    verdict = evaluate.better_than_majority(named.task.labels, train, gold, logits, seed=seed)
-    whole = len(encoded) == len(named.task.validation.ids)
+    verdict = evaluate.better_than_majority(labels, train_gold, gold, answers, seed=seed)
+    whole = len(named.task.validation) <= JUDGED_ROWS
     if verdict.passes or named.config.teacher.allow_weak:
         return Finding("fact" if verdict.passes else "warning", "teacher", verdict.sentence)
     if whole:
@@ -163,8 +166,11 @@ def weak(verdict: evaluate.Verdict) -> ModelError:
     )
 
 
-def _answers(teacher: Teacher, encoded: Encoded, device: torch.device) -> NDArray[np.float32]:
-    return evaluate.predict(lambda batch: teacher.outputs(batch, want=Want()), encoded, device=device)
+def _answers(teacher: Teacher, samples: Encoded, labels: Labels, device: torch.device) -> NDArray[np.float32]:
+    keep = KEPT[labels.kind]
+    return evaluate.predict(
+        lambda batch: teacher.outputs(batch, want=Want()), samples, keep=keep, device=device
+    )
 
 
 def _errors(prospect: Prospect) -> Iterator[DistillkitError]:

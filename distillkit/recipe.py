@@ -29,7 +29,12 @@ Components = Callable[[Collection[str]], type[RunConfig]]
 """The names that a recipe uses -> RunConfig with the settings of every registered component."""
 HEADER = "# resolved by distillkit; paths are relative to: "
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
-_METRICS = {"classification": ("accuracy", "macro_f1", "mcc"), "regression": ("pearson", "spearman")}
+_METRICS = {
+    "classification": ("accuracy", "macro_f1", "mcc"),
+    "regression": ("pearson", "spearman"),
+    "token_classification": ("entity_f1", "accuracy", "macro_f1"),
+    "mlm": ("accuracy", "cross_entropy"),
+}
 
 
 @dataclass(frozen=True)
@@ -325,12 +330,18 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[Keys, str, str]]:
     if task.metric is not None and task.metric not in metrics:
         problem = f"task.metric: {task.metric} and task.kind: {task.kind} contradict each other"
         yield ("task", "metric"), problem, f"one of {', '.join(metrics)}"
-    if task.labels is not None and task.kind == "regression":
+    if task.labels is not None and task.kind in ("regression", "mlm"):
         yield (
             ("task", "labels"),
-            "task.labels and task.kind: regression contradict each other",
+            f"task.labels and task.kind: {task.kind} contradict each other",
             "leave it out",
         )
+    if task.kind != "mlm" and task.scored != "masked":
+        problem = f"task.scored: {task.scored} and task.kind: {task.kind} contradict each other"
+        yield ("task", "scored"), problem, "leave it out; only mlm masks tokens"
+    if task.kind == "token_classification" and not isinstance(task.text, str):
+        problem = f"task.text: {list(task.text)} and task.kind: {task.kind} contradict each other"
+        yield ("task", "text"), problem, "name the one column that holds the words"
     names = task.labels or ()
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -351,7 +362,7 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[Keys, str, str]]:
                     f"{_dotted(here)}: {loss.use} is for {' or '.join(loss.kinds)}, task.kind: {task.kind}"
                 )
                 yield here, problem, "leave it out"
-            if phase.corpus is not None and loss.needs_labels:
+            if phase.corpus is not None and loss.needs_labels and task.kind != "mlm":
                 problem = f"{_dotted(here)}: {loss.use} needs labels, and corpus: {phase.corpus} has none"
                 yield here, problem, "leave it out of this phase, or train on the task's rows"
 

@@ -32,6 +32,11 @@ Projection = Literal["auto", "shared", "linear", "none"]
 pairs, always; linear is one map a pair, always."""
 
 
+TaskKind = Literal["classification", "regression", "token_classification", "mlm"]
+"""What a task predicts: a class or a number of each text, a tag of each word, or its masked tokens."""
+EVERY_KIND: tuple[TaskKind, ...] = ("classification", "regression", "token_classification", "mlm")
+
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,60}$")]
 """What a person calls a part of a recipe."""
 
@@ -132,13 +137,15 @@ class Labels(Section):
     Labels are matched by name between data, teacher, student and artifact, never by position.
     """
 
-    kind: Literal["classification", "regression"] = Field(description="what the task predicts")
-    names: tuple[str, ...] = Field(default=(), description="class names in id order; empty for regression")
+    kind: TaskKind = Field(description="what the task predicts")
+    names: tuple[str, ...] = Field(
+        default=(), description="names of classes or tags in id order; empty for regression and mlm"
+    )
 
     @property
     def num_labels(self) -> int:
-        """Width of the output layer: classes, or 1 for regression."""
-        return len(self.names) if self.kind == "classification" else 1
+        """Width of the output layer: classes or tags, 1 for regression, 0 where it is the vocabulary's."""
+        return 1 if self.kind == "regression" else len(self.names)
 
 
 class Initialise(Section):
@@ -204,21 +211,23 @@ class StudentComponent(Component):
 class TaskSettings(Section):
     """The data and what is predicted from it. Paths are relative to the config's folder."""
 
-    kind: Literal["classification", "regression"] = Field(description="what the task predicts")
+    kind: TaskKind = Field(description="what the task predicts")
     train: str = Field(
-        description="file (csv, tsv, jsonl, parquet, each also .gz), folder, builtin:NAME or hf:NAME"
+        description="file (csv, tsv, jsonl, parquet, each also .gz), folder, builtin:NAME or hf:NAME; for "
+        "mlm a corpus (txt, jsonl, each also .gz, a folder of these, or builtin:NAME)"
     )
     validation: str | None = Field(
         default=None, description="the same kinds of source; without it, rows are held out of train"
     )
     test: str | None = Field(default=None, description="measured once at the end; without it, validation is")
     holdout: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.1, description="share of train held out where validation is not given"
+        default=0.1, description="share of train (rows, documents) held out where validation is not given"
     )
     text: str | Annotated[tuple[str, str], Field(strict=False)] = Field(
-        default="text", description="text column, or two columns for a pair"
+        default="text",
+        description="text column, or two columns for a pair; for token_classification the list of words",
     )
-    label: str = Field(default="label", description="label column")
+    label: str = Field(default="label", description="label column; for token_classification the list of tags")
     labels: Annotated[tuple[str, ...], Field(strict=False)] | None = Field(
         default=None, description="class names in id order; default: sorted names found in train"
     )
@@ -236,8 +245,20 @@ class TaskSettings(Section):
     allow_single_class: bool = Field(
         default=False, description="accept training rows that all have one label"
     )
-    metric: Literal["accuracy", "macro_f1", "mcc", "pearson", "spearman"] | None = Field(
-        default=None, description="chooses the best weights; default accuracy, or pearson for regression"
+    mask_rate: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.15, description="share of the tokens of a text that are masked; mlm only"
+    )
+    scored: Literal["masked", "all"] = Field(
+        default="masked",
+        description="tokens that teacher and student answer in training: the masked ones, or every one "
+        "(DistilBERT); mlm only",
+    )
+    metric: (
+        Literal["accuracy", "macro_f1", "mcc", "pearson", "spearman", "entity_f1", "cross_entropy"] | None
+    ) = Field(
+        default=None,
+        description="chooses the best weights; default accuracy, pearson for regression, entity_f1 for tags "
+        "that begin entities (B-)",
     )
 
 

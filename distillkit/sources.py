@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from distillkit.data.corpora import corpus_files
 from distillkit.data.reading import column_names, find_tables
 from distillkit.errors import ConfigError, DistillkitError, ErrorGroup
 from distillkit.recipe import Loaded
@@ -31,6 +32,9 @@ def _errors(loaded: Loaded) -> Iterator[DistillkitError]:
             continue
         path = loaded.base / source
         try:
+            if task.kind == "mlm":
+                corpus_files(source, base=loaded.base)
+                continue
             path = find_tables(path).get(split, path) if path.is_dir() else path
             found = column_names(path, encoding=task.encoding, delimiter=task.delimiter)
         except DistillkitError as error:

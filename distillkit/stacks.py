@@ -13,7 +13,7 @@ from distillkit import catalog
 from distillkit.errors import ConfigError, DistillkitError, ErrorGroup
 from distillkit.interchange import Interchange
 from distillkit.losses.base import TEACHER, LossStack
-from distillkit.model import TeacherSource
+from distillkit.model import StudentSource, TeacherSource
 from distillkit.settings import Labels, RunConfig
 from distillkit.teachers.answers import WHERE, Packing
 from distillkit.types import Access, Spec
@@ -55,12 +55,22 @@ def check_access(
                     where=where,
                     hint=f"it is for {', '.join(loss.kinds)}",
                 )
-            if loss.needs_labels and config.phases[index].corpus is not None:
+            if loss.needs_labels and config.phases[index].corpus is not None and labels.kind != "mlm":
                 raise ConfigError(
                     "this loss needs labels, and a corpus has none",
                     where=where,
                     hint="use it in a phase on the task's rows",
                 )
+
+
+def check_student(config: RunConfig, student: StudentSource, labels: Labels) -> None:
+    """Raises ConfigError for a student that cannot answer this kind of task."""
+    if labels.kind not in student.kinds:
+        raise ConfigError(
+            f"student {config.student.use!r} answers {' and '.join(student.kinds)}, not {labels.kind}",
+            where="student.use",
+            hint="use: transformer answers every kind of task",
+        )
 
 
 def bind(config: RunConfig, index: int, stack: LossStack, *, student: Spec, teacher: Spec) -> None:

@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from distillkit import evaluate, preflight
+from distillkit.answers import KEPT
 from distillkit.bench.measure import Backend, Role, Variant
 from distillkit.bench.measure import bench as measure_all
 from distillkit.bench.timing import Opened
-from distillkit.data.batching import Encoded, Feed, TaskFeed, encode
+from distillkit.data.batching import Encoded, Feed, TaskFeed, encode, measured
 from distillkit.data.corpora import documents
-from distillkit.data.tasks import Rows, Task
+from distillkit.data.tasks import Rows, Task, unlabelled_rows
 from distillkit.data.tokenizers import load_tokenizer
 from distillkit.digests import Training, digest
 from distillkit.encoder import Encoder
@@ -50,12 +51,13 @@ from distillkit.objectives.feed import ObjectiveFeed
 from distillkit.progress import Progress
 from distillkit.recipe import Loaded
 from distillkit.report.card import write_model_card
+from distillkit.report.contexts import shown
 from distillkit.report.curves import read_curves
 from distillkit.report.facts import RunFacts, flat_settings, load_bench
 from distillkit.report.gather import Judged, task_facts
 from distillkit.report.page import write_report
 from distillkit.rundir import RunDir
-from distillkit.settings import BatchSettings, FinetuneSettings, Phase, PretrainSettings, RunConfig
+from distillkit.settings import BatchSettings, FinetuneSettings, Labels, Phase, PretrainSettings, RunConfig
 from distillkit.signals import Signals
 from distillkit.stacks import bind, interchange_of
 from distillkit.teachers.cached import Keep, check_unchanging, record
@@ -78,7 +80,7 @@ Save = Callable[[Path], None]
 """Writes what a stage made into an empty folder, which then appears whole under the stage's name."""
 Array = NDArray[Any]
 
-SCORES = "scores.json"
+SCORES, ANSWERS = "scores.json", "answers.npy"
 PREFLIGHT = "preflight.json"
 
 
@@ -115,7 +117,7 @@ class Job:
 
     @property
     def metric(self) -> str:
-        return self.config.task.metric or evaluate.DEFAULT_METRIC[self.task.labels.kind]
+        return self.config.task.metric or evaluate.default_metric(self.task.labels)
 
     @property
     def cache(self) -> Path:
@@ -142,11 +144,15 @@ class Job:
         with self.world.main_first():
             return encode(rows, self.tokenizer, max_length=self.config.task.max_length, cache=self.cache)
 
+    def samples(self, rows: Rows) -> Encoded:
+        """Rows as models are measured on them: what is asked of them is fixed."""
+        return measured(self.encoded(rows))
+
     def teacher(self) -> Teacher:
         return self.teacher_source.teacher(self.folder("teacher"), self.task.labels).to(self.device)
 
-    def predict(self, model: Teacher | Student, rows: Rows) -> Array:
-        """Logits `[n, V]` of a model in eval mode for every row. Raises StoppedError after a signal where
+    def predict(self, model: Teacher | Student, samples: Encoded) -> Array:
+        """What is kept of the answers of a model in eval mode. Raises StoppedError after a signal where
         this process is alone; several stop together, at a step of training.
         """
         want = Want()
@@ -156,7 +162,8 @@ class Job:
                 self.signals.check("while a model was evaluated")
             return model.outputs(batch, want=want)
 
-        return evaluate.predict(outputs, self.encoded(rows), device=self.device)
+        keep = KEPT[self.task.labels.kind]
+        return evaluate.predict(outputs, samples, keep=keep, device=self.device)
 
     def documents(self, source: str) -> Iterator[list[str]]:
         """A corpus; a signal stops between two documents."""
@@ -236,14 +243,13 @@ def teacher(job: Job) -> Save:
     pretrained = job.folder("pretrain") if source.pretrain is not None else None
     torch.manual_seed(job.config.seed)  # a fresh head
     model = source.classifier(job.tokenizer, job.task.labels, job.config.task.max_length, pretrained)
-    if source.finetune is not None:
+    training = source.training(job.task.labels)
+    if training is not None:
         stack = LossStack({"gold": (1.0, Gold())})
         stack.bind(model.spec, {})
         program = Distillation(model, stack, {})
-        feed = _task_feed(job, source.finetune.batch)
-        how = _settings(
-            job, "teacher", source.finetune, epochs=source.finetune.epochs, keep=source.finetune.keep
-        )
+        feed = _task_feed(job, training.batch)
+        how = _settings(job, "teacher", training, epochs=training.epochs, keep=training.keep)
         _train(job, program, feed, how, _validation(job, "teacher", program))
     return lambda folder: _save_model(job.alone, model, folder)
 
@@ -279,7 +285,7 @@ def student(job: Job) -> Save:
 def export(job: Job) -> Save:
     """The student as a verified ONNX artifact."""
     model = job.student_source.load(job.folder("student")).eval()
-    samples = job.encoded(job.judged)
+    samples = job.samples(job.judged)
     settings, labels = job.config.export, job.task.labels
 
     def save(folder: Path) -> None:
@@ -293,7 +299,7 @@ def bench(job: Job) -> Save:
     """Teacher and student in every runtime asked for: latency, memory, size, and quality of what really
     runs.
     """
-    samples = job.encoded(job.judged)
+    samples = job.samples(job.judged)
 
     def save(folder: Path) -> None:
         roles: tuple[Role, ...] = ("teacher", "student")
@@ -331,19 +337,20 @@ def report(job: Job) -> Save:
 def gather(job: Job) -> RunFacts:
     """Everything the report shows, read from the stages' folders."""
     config, task = job.config, job.task
-    logits = {
-        role: np.load(job.folder(role) / "logits.npy", allow_pickle=False) for role in ("teacher", "student")
+    answers = {
+        role: np.load(job.folder(role) / ANSWERS, allow_pickle=False) for role in ("teacher", "student")
     }
-    assert job.judged.labels is not None
-    judged = Judged(
-        task.labels, job.judged.texts, job.judged.labels, logits["teacher"], logits["student"], config.seed
-    )
+    student_spec = job.student_source.load(job.folder("student")).spec
+    samples, labels = job.samples(job.judged), _named(job, student_spec.num_labels)
+    gold, train_gold = samples.gold, job.encoded(task.train).gold
+    assert gold is not None and train_gold is not None
+    texts = shown(labels.kind, samples, gold, job.tokenizer, config.task.max_length)
+    judged = Judged(labels, texts, gold, answers["teacher"], answers["student"], config.seed)
     sizes = {role: json.loads((job.folder(role) / SCORES).read_text()) for role in ("teacher", "student")}
     manifest = {stage: job.run.stage(stage).manifest for stage in STAGES if stage != "report"}
-    student_spec = job.student_source.load(job.folder("student")).spec
     return RunFacts(
         name=config.name,
-        task=task_facts(task, job.metric),
+        task=task_facts(task, job.metric, evaluate.majority(labels, train_gold, gold)),
         teacher=judged.teacher_facts(config.teacher.use, job.teacher().spec, sizes["teacher"]["parameters"]),
         student=judged.student_facts(config.student.use, student_spec, sizes["student"]["parameters"]),
         difference=judged.difference(),
@@ -363,6 +370,15 @@ def gather(job: Job) -> RunFacts:
     )
 
 
+def _named(job: Job, width: int) -> Labels:
+    """The task's labels by name: those of a masked language model are the tokenizer's entries."""
+    if job.task.labels.kind != "mlm":
+        return job.task.labels
+    entries = job.tokenizer.convert_ids_to_tokens(list(range(len(job.tokenizer))))
+    unused = [f"unused entry {index}" for index in range(len(entries), width)]
+    return job.task.labels.model_copy(update={"names": (*entries, *unused)})
+
+
 MAKE: Mapping[str, Callable[[Job], Save]] = {
     "tokenizer": tokenizer,
     "pretrain": pretrain,
@@ -377,13 +393,13 @@ STAGES = tuple(MAKE)
 
 def _validation(job: Job, stage: str, program: Distillation) -> Callable[[], Mapping[str, float]]:
     """Measures the student in training on the validation rows, and says what it scores."""
-    gold = job.task.validation.labels
+    samples = job.samples(job.task.validation)
+    gold = samples.gold
     assert gold is not None
 
     def measure() -> dict[str, float]:
         program.eval()
-        logits = job.predict(program.student, job.task.validation)
-        scores = evaluate.values(job.task.labels, gold, logits)
+        scores = evaluate.values(job.task.labels, gold, job.predict(program.student, samples))
         job.progress.say(
             f"{stage}: validation " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         )
@@ -460,11 +476,9 @@ def _task_feed(job: Job, settings: BatchSettings) -> TaskFeed:
 
 
 def _corpus_feed(job: Job, name: str, phase: Phase) -> TaskFeed:
-    """The sentences of a corpus as unlabelled rows."""
+    """A corpus as unlabelled rows."""
     assert phase.corpus is not None
-    sentences = tuple((text,) for document in job.documents(phase.corpus) for text in document)
-    digest = job.trainings[name].data
-    rows = Rows(ids=np.arange(len(sentences)), texts=sentences, labels=None, digest=digest)
+    rows = unlabelled_rows(job.task, job.documents(phase.corpus), job.trainings[name].data)
     return TaskFeed(job.encoded(rows), phase.batch, seed=job.config.seed)
 
 
@@ -485,11 +499,12 @@ def _save_model(job: Job, model: Student, folder: Path) -> None:
 
 
 def _save_scores(job: Job, model: Teacher, folder: Path) -> None:
-    """logits.npy of the judged rows, and scores.json."""
-    assert job.judged.labels is not None
-    logits = job.predict(model, job.judged)
-    np.save(folder / "logits.npy", logits, allow_pickle=False)
-    scores = evaluate.score(job.task.labels, job.judged.labels, logits, seed=job.config.seed)
+    """answers.npy to the judged rows, and scores.json."""
+    samples = job.samples(job.judged)
+    assert samples.gold is not None
+    answers = job.predict(model, samples)
+    np.save(folder / ANSWERS, answers, allow_pickle=False)
+    scores = evaluate.score(job.task.labels, samples.gold, answers, seed=job.config.seed)
     facts = {
         "parameters": _parameters(model),
         "scores": {name: asdict(value) for name, value in scores.items()},
@@ -501,10 +516,11 @@ def _gate(job: Job, fixed: Teacher) -> None:
     """Refuse a teacher that is no better than a constant answer on the validation rows: it has nothing to
     teach. The test rows decide nothing.
     """
-    train, judged = job.task.train.labels, job.task.validation.labels
+    samples = job.samples(job.task.validation)
+    train, judged = job.encoded(job.task.train).gold, samples.gold
     assert train is not None and judged is not None
-    logits = job.predict(fixed, job.task.validation)
-    verdict = evaluate.better_than_majority(job.task.labels, train, judged, logits, seed=job.config.seed)
+    answers = job.predict(fixed, samples)
+    verdict = evaluate.better_than_majority(job.task.labels, train, judged, answers, seed=job.config.seed)
     if verdict.passes:
         return
     if not job.config.teacher.allow_weak:

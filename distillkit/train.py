@@ -31,6 +31,7 @@ from distillkit.data.batching import Feed
 from distillkit.errors import ConfigError, DivergedError, MissingError, ResourceError, StoppedError
 from distillkit.interchange import Interchange, run_twice
 from distillkit.losses.base import LossStack, gradient_shares, joined
+from distillkit.metrics import LOWER_IS_BETTER
 from distillkit.model import Student, Teacher
 from distillkit.objectives.base import Objective
 from distillkit.optim import build_optimizer, clip_gradient, lr_at, set_lr
@@ -472,7 +473,9 @@ class _Loop:
         self.state = replace(self.state, unevaluated=False)
         self.program.train()
         value = metrics[self.settings.metric]
-        if self.state.best is None or value > self.state.best.value:
+        lower = self.settings.metric in LOWER_IS_BETTER
+        best = self.state.best
+        if best is None or (value < best.value if lower else value > best.value):
             self.state = replace(self.state, best=checkpoint.Best(self.state.step, value, metrics))
         if self.rank == 0:
             self.hooks.log.append(

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from distillkit.data.batching import Encoded, collate, sequential_batches
 from distillkit.encoder import Encoder
 from distillkit.errors import ConfigError
+from distillkit.heads import HEADS
 from distillkit.model import FixedTeacher, Material
 from distillkit.types import Batch, Want
 
@@ -116,7 +117,7 @@ def check_family(model: Encoder) -> None:
             where="student.initialise",
             hint=f"keep the teacher's sizes, leave `initialise` out, or use one of {', '.join(FAMILIES)}",
         )
-    if len(_around(model).head) > 2:
+    if len(_around(model).head) > 2 or model.head.suffix == HEADS["mlm"].suffix:
         raise ConfigError(
             "this head cannot be made narrower",
             where="student.initialise",
@@ -303,10 +304,11 @@ def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> Seen:
 
 
 def _recorder(record: list[tuple[Tensor, Tensor]], mask_BL: Tensor) -> Any:
-    """A forward hook that keeps what a module sees at real tokens; a head sees one state of each row."""
+    """A forward hook that keeps what a module sees at real tokens; a head sees one state of each answer."""
 
     def keep(tensor: Tensor) -> Tensor:
-        kept = tensor[mask_BL.to(tensor.device)] if tensor.ndim == 3 else tensor
+        by_token = tensor.shape[:-1] == mask_BL.shape
+        kept = tensor[mask_BL.to(tensor.device)] if by_token else tensor.flatten(0, -2)
         return kept.detach().double().cpu()
 
     return lambda _module, inputs, output: record.append((keep(inputs[0]), keep(output)))

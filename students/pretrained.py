@@ -14,18 +14,21 @@ from distillkit.data.vocabularies import check_agreement, read_otherwise
 from distillkit.encoder import Encoder, folder_digest, load_body, load_config, spec_of
 from distillkit.errors import ConfigError, ModelError
 from distillkit.model import Student, StudentSource, Teacher
-from distillkit.settings import Folder, Labels
+from distillkit.settings import EVERY_KIND, Folder, Labels
 from distillkit.types import Finding
 
 
 class Pretrained(StudentSource):
-    """A Hugging Face encoder folder (safetensors only) whose body starts the student; its head is fresh.
+    """A Hugging Face encoder folder (safetensors only) whose body starts the student; its head is fresh, or
+    the folder's own on an mlm task.
 
     The run feeds it the teacher's token ids, so every id must be the same token in both tokenizers.
 
     Settings:
         path: Folder with config.json, *.safetensors and tokenizer files.
     """
+
+    kinds = EVERY_KIND
 
     def __init__(self, *, path: Folder) -> None:
         self.path = Path(path)

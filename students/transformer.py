@@ -14,7 +14,7 @@ from transformers import BertConfig, ElectraConfig, PretrainedConfig, PreTrained
 from distillkit.encoder import Encoder, fresh
 from distillkit.errors import ConfigError
 from distillkit.model import Material, Student, StudentSource, Teacher
-from distillkit.settings import Count, Fraction, Initialise, Labels
+from distillkit.settings import EVERY_KIND, Count, Fraction, Initialise, Labels
 from distillkit.students.initialise import chosen_blocks, from_blocks
 from distillkit.students.layers import teacher_encoder
 from distillkit.students.narrowing import check_family, narrow
@@ -49,6 +49,8 @@ class Transformer(StudentSource):
         initialise: Teacher blocks to start from; a smaller width, ffn or number of heads keeps the best part.
     """
 
+    kinds = EVERY_KIND
+
     def __init__(
         self,
         *,
@@ -76,10 +78,22 @@ class Transformer(StudentSource):
         else:
             config = self._cut_config(teacher_encoder(teacher, "student.initialise"))
         rows = check_size(tokenizer, self.vocabulary)
+        if labels.kind == "mlm":
+            self._check_answers()
+            config.vocab_size = teacher.spec.num_labels  # unused entries of the teacher's included
         if self.vocabulary is not None:
             config.vocab_size = rows
             config.pad_token_id = special_ids(tokenizer).index(tokenizer.pad_token_id)
         return renumbered(fresh(config, labels), tokenizer, self.vocabulary)
+
+    def _check_answers(self) -> None:
+        """Raises ConfigError where the table would not hold every answer."""
+        if self.vocabulary is not None:
+            raise ConfigError(
+                "an mlm task is answered with every piece of the vocabulary",
+                where="student.vocabulary",
+                hint="leave it out",
+            )
 
     def start(self, student: Student, material: Material) -> None:
         rows = choose(student, material.tokenizer, material.rows)

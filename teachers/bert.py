@@ -48,7 +48,7 @@ class Bert(TrainableTeacherSource):
         masking: dynamic draws masks and pairs anew each epoch, static once.
         whole_word: Mask whole words, not single pieces.
         pretrain: Pretrain on a corpus first.
-        finetune: Training on the task.
+        finetune: Training on the task; not used for an mlm task, which a pretrained BERT answers as it is.
     """
 
     def __init__(

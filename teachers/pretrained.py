@@ -19,6 +19,7 @@ from distillkit.encoder import (
     stored_weights,
 )
 from distillkit.errors import ConfigError, ModelError
+from distillkit.heads import HEADS
 from distillkit.model import Student, TrainableTeacherSource
 from distillkit.settings import FinetuneSettings, Folder, Labels
 from distillkit.types import Finding
@@ -29,7 +30,8 @@ class Pretrained(TrainableTeacherSource):
 
     Settings:
         path: Folder with config.json, *.safetensors and tokenizer files.
-        finetune: Train it on the task first; without it the folder's own head must answer the task.
+        finetune: Train it on the task first; without it the folder's own head must answer the task. An mlm
+            task always takes the folder's own head.
     """
 
     def __init__(self, *, path: Folder, finetune: FinetuneSettings | None = None) -> None:
@@ -60,7 +62,7 @@ class Pretrained(TrainableTeacherSource):
                 where="task.max_length",
                 hint=f"at most {limit}",
             )
-        if self.finetune is not None:
+        if self.finetune is not None or labels.kind == "mlm":
             return load_body(self.path, labels)
         if not any("classifier" in name or "score" in name for name in stored_weights(self.path)):
             raise ModelError(
@@ -69,6 +71,12 @@ class Pretrained(TrainableTeacherSource):
                 hint="add `finetune` to the teacher",
             )
         model = Encoder.load(self.path)
+        if model.head.suffix != HEADS[labels.kind].suffix:
+            raise ModelError(
+                f"the folder's model is made {model.head.suffix}, the task is {labels.kind}",
+                where=str(self.path),
+                hint="add `finetune` to the teacher: it keeps the body and trains a new head",
+            )
         _order_labels(model, labels, self.path)
         return model
 

@@ -79,7 +79,7 @@ def test_predictions_come_back_in_row_order_from_length_sorted_batches() -> None
 
 def test_a_model_that_answers_once_for_a_whole_batch_is_refused() -> None:
     """numpy would spread the one answer over all rows."""
-    with pytest.raises(ModelError, match=r"\[1, 3\] for 4 rows"):
+    with pytest.raises(ModelError, match=r"\[1, 3\] for 4 answers"):
         evaluate.predict(lambda _: Outputs(logits=torch.zeros(1, 3)), _encoded([2] * 4), device=CPU)
 
 
@@ -217,7 +217,7 @@ def test_agreement_with_itself_is_perfect_even_with_one_class() -> None:
 
 def test_outcomes_count_every_row_once() -> None:
     gold = np.array([0, 0, 0, 0])
-    found = evaluate.outcomes(gold, _logits(np.array([0, 0, 1, 1])), _logits(np.array([0, 1, 0, 2])))
+    found = evaluate.outcomes(CLASSES, gold, _logits(np.array([0, 0, 1, 1])), _logits(np.array([0, 1, 0, 2])))
     assert list(found.values()) == [1, 1, 1, 1]
     assert found["only the teacher right"] == 1
 
@@ -239,7 +239,7 @@ def test_calibration_error_equals_a_loop_over_bins() -> None:
     rng = np.random.default_rng(8)
     logits = 2 * rng.normal(size=(500, 3))
     gold = rng.integers(0, 3, 500)
-    found = evaluate.calibration(gold, logits)
+    found = evaluate.calibration(CLASSES, gold, logits)
     probability = torch.from_numpy(logits).softmax(-1).numpy()
     confidence, hit = probability.max(1), probability.argmax(1) == gold
     expected = 0.0
@@ -253,15 +253,15 @@ def test_calibration_error_equals_a_loop_over_bins() -> None:
 
 
 def test_calibration_holds_at_full_confidence_and_large_logits() -> None:
-    found = evaluate.calibration(np.array([0, 0]), np.array([[1e4, -1e4], [-1e4, 1e4]]))
+    found = evaluate.calibration(CLASSES, np.array([0, 0]), np.array([[1e4, -1e4], [-1e4, 1e4]]))
     assert found.ece == 0.5
     assert [(entry.count, entry.high) for entry in found.bins] == [(2, 1.0)]
 
 
 def test_a_bin_holds_its_upper_edge() -> None:
-    assert [entry.high for entry in evaluate.calibration(np.array([0]), np.zeros((1, 2)), bins=2).bins] == [
-        0.5
-    ]
+    assert [
+        entry.high for entry in evaluate.calibration(CLASSES, np.array([0]), np.zeros((1, 2)), bins=2).bins
+    ] == [0.5]
 
 
 def test_confusion_and_class_scores_keep_classes_that_do_not_occur() -> None:

@@ -1,6 +1,6 @@
 """The process that measures one variant: `python -m distillkit.bench.child request.json result.json`.
 
-It loads one model once, runs nothing else, and leaves result.json and logits.npy beside it.
+It loads one model once, runs nothing else, and leaves result.json and answers.npy beside it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from distillkit.answers import KEPT
 from distillkit.bench.timing import Opened, measure_opened
 from distillkit.data.batching import Encoded
+from distillkit.data.scoring import LabelledTokens, WholeExamples
 from distillkit.encoder import Encoder
 from distillkit.errors import DistillkitError, MissingError
 from distillkit.export.bundle import MODEL
@@ -48,8 +50,8 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     loaded = time.perf_counter() - start
     opened.peak = lambda: _peak_memory(request["provider"])
     samples = _samples(Path(request["samples"]))
-    told, logits = measure_opened(opened, samples, request["settings"])
-    np.save(Path(request["samples"]) / "logits.npy", logits, allow_pickle=False)
+    told, answers = measure_opened(opened, samples, request["settings"], KEPT[request["kind"]])
+    np.save(Path(request["samples"]) / "answers.npy", answers, allow_pickle=False)
     return {**told, "load_seconds": loaded}
 
 
@@ -95,16 +97,19 @@ def _samples(folder: Path) -> Encoded:
     arrays = {
         name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("tokens", "types", "offsets")
     }
+    labels = folder / "labels.npy"  # there where tokens are answered, and says which
+    by_token = labels.is_file()
     rows = len(arrays["offsets"]) - 1
     return Encoded(
         **arrays,
-        labels=None,
+        labels=np.load(labels, allow_pickle=False) if by_token else None,
         ids=np.arange(rows),
         texts=((),) * rows,
         pad_id=json.loads((folder / "samples.json").read_text())["pad_id"],
         truncated=0,
         unknown=0,
         digest="",
+        scoring=LabelledTokens() if by_token else WholeExamples(),
     )
 
 

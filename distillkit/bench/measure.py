@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from distillkit import evaluate
+from distillkit.answers import KEPT
 from distillkit.bench.timing import Opened, measure_opened
 from distillkit.data.batching import Encoded
 from distillkit.errors import MissingError
@@ -124,6 +125,7 @@ def bench(
                 "folder": str(variant.folder.absolute()),
                 "provider": provider,
                 "threads": threads,
+                "kind": labels.kind,
                 "samples": scratch,
                 "settings": settings.model_dump(mode="json"),
             }
@@ -133,8 +135,8 @@ def bench(
             if result is None:
                 rows.append(replace(bare, status=reason))
                 continue
-            logits = np.load(Path(scratch) / "logits.npy", allow_pickle=False)
-            rows.append(_measured(bare, result, evaluate.score(labels, _gold(samples), logits, seed=seed)))
+            answers = np.load(Path(scratch) / "answers.npy", allow_pickle=False)
+            rows.append(_measured(bare, result, evaluate.score(labels, _gold(samples), answers, seed=seed)))
     rows = _share_flops(rows)
     machine = {
         "system": f"{platform.system()} {platform.machine()}",
@@ -214,12 +216,12 @@ def _measure_here(
     before = torch.get_num_threads()
     torch.set_num_threads(bare.threads)
     try:
-        told, logits = measure_opened(live(), samples, settings.model_dump(mode="json"))
+        told, answers = measure_opened(live(), samples, settings.model_dump(mode="json"), KEPT[labels.kind])
     except Exception as error:
         return replace(bare, status=f"failed: {type(error).__name__}: {error}")
     finally:
         torch.set_num_threads(before)
-    return _measured(bare, told, evaluate.score(labels, _gold(samples), logits, seed=seed))
+    return _measured(bare, told, evaluate.score(labels, _gold(samples), answers, seed=seed))
 
 
 def physical_cores() -> int:
@@ -236,8 +238,8 @@ def _measured(bare: Measurement, result: dict[str, Any], scores: Mapping[str, Me
 
 
 def _gold(samples: Encoded) -> NDArray[Any]:
-    assert samples.labels is not None
-    return samples.labels
+    assert samples.gold is not None
+    return samples.gold
 
 
 def _share_flops(rows: list[Measurement]) -> list[Measurement]:
@@ -273,4 +275,6 @@ def _limit(settings: BenchSettings) -> float:
 def _save_samples(samples: Encoded, folder: Path) -> None:
     for name in ("tokens", "types", "offsets"):
         np.save(folder / f"{name}.npy", np.asarray(vars(samples)[name]), allow_pickle=False)
+    if samples.scoring.by_token:
+        np.save(folder / "labels.npy", np.asarray(samples.labels), allow_pickle=False)
     (folder / "samples.json").write_text(json.dumps({"pad_id": samples.pad_id}))

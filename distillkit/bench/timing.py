@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from distillkit.data.batching import Encoded, collate, sequential_batches
+from distillkit.answers import Keep, collect
+from distillkit.data.batching import Encoded
 from distillkit.export.parity import exact_batch
 from distillkit.types import Batch
 
@@ -32,9 +34,9 @@ class Opened:
 
 
 def measure_opened(
-    opened: Opened, samples: Encoded, settings: Mapping[str, Any]
+    opened: Opened, samples: Encoded, settings: Mapping[str, Any], keep: Keep
 ) -> tuple[dict[str, Any], NDArray[np.float32]]:
-    """What was measured, by name, and the logits `[n, V]` of every row of the samples."""
+    """What was measured, by name, and what is kept of every answer to the samples."""
     lengths = [length for length in settings["length"] if length <= opened.max_length]
     cells = [
         time_cell(opened.forward, opened.prepare(exact_batch(samples, batch, length)), settings)
@@ -51,7 +53,7 @@ def measure_opened(
         "peak_memory_bytes": peak,
         "cells": cells,
     }
-    return told, predict(opened.forward, samples)
+    return told, predict(opened.forward, samples, keep)
 
 
 def time_cell(forward: Forward, batch: Batch, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,13 +80,6 @@ def time_cell(forward: Forward, batch: Batch, settings: Mapping[str, Any]) -> di
     }
 
 
-def predict(forward: Forward, samples: Encoded) -> NDArray[np.float32]:
-    """Logits `[n, V]` of every row, in row order."""
-    answers: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = [
-        (rows, forward(collate(samples, rows)))
-        for rows in sequential_batches(samples.lengths, tokens=_EVALUATION_TOKENS)
-    ]
-    logits = np.empty((len(samples), answers[0][1].shape[1]), dtype=np.float32)
-    for rows, answer in answers:
-        logits[rows] = answer
-    return logits
+def predict(forward: Forward, samples: Encoded, keep: Keep) -> NDArray[np.float32]:
+    """What is kept of every answer, in row order."""
+    return collect(lambda batch: torch.from_numpy(forward(batch)), samples, keep, tokens=_EVALUATION_TOKENS)

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,25 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from distillkit import files
+from distillkit.data.scoring import (
+    MEASURED_EPOCH,
+    LabelledTokens,
+    MaskedTokens,
+    Padded,
+    Scoring,
+    WholeExamples,
+)
 from distillkit.data.tasks import Rows
 from distillkit.data.tokenizers import tokenizer_digest
 from distillkit.errors import DataError, ModelError
 from distillkit.settings import BatchSettings
-from distillkit.types import Batch
+from distillkit.types import IGNORED, Batch
 
 POOL_STEPS = 50
 """Steps whose rows are sorted by length together: enough for little padding, few enough for a random
 order."""
 _CHUNK = 1000
-_ARRAYS = ("tokens", "types", "offsets")
+_ARRAYS = ("tokens", "types", "labels", "offsets")
 
 
 class Feed(ABC):
@@ -56,8 +63,9 @@ class Feed(ABC):
 class Encoded:
     """Rows as token ids, ragged and memory-mapped.
 
-    tokens: flat int32; types: flat int8, the segment of each token; offsets: int64 `[n + 1]`; labels and
-    ids as in `Rows`; truncated: rows cut at the maximal length; unknown: tokens that are [UNK].
+    tokens: flat int32; types: flat int8, the segment of each token; offsets: int64 `[n + 1]`; labels: `[n]`
+    as in `Rows`, or flat, one of each token; ids as in `Rows`, positions where rows were cut into sequences;
+    truncated: rows cut at the maximal length; unknown: tokens that are [UNK]; scoring: what a model answers.
     """
 
     tokens: NDArray[np.int32]
@@ -70,9 +78,32 @@ class Encoded:
     truncated: int
     unknown: int
     digest: str
+    scoring: Scoring = WholeExamples()  # noqa: RUF009 - holds nothing
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def gold(self) -> NDArray[Any] | None:
+        """What would be right: `[n]` the label of each row, or `[N, 2]` label and row of each token that may
+        be asked; None: unlabelled.
+        """
+        labels = self.scoring.gold(self.tokens, self.labels)
+        if labels is None or not self.scoring.by_token:
+            return labels
+        rows = np.repeat(np.arange(len(self)), self.lengths)
+        asked = np.flatnonzero(labels != IGNORED)
+        return np.stack([labels[asked], rows[asked]], axis=1).astype(np.int64)
+
+    @property
+    def num_answers(self) -> NDArray[np.int64]:
+        """`[n]` how many answers each row gets, where they are always the same."""
+        if not self.scoring.by_token:
+            return np.ones(len(self), dtype=np.int64)
+        assert self.labels is not None
+        asked = np.concatenate([[0], np.cumsum(np.asarray(self.labels) != IGNORED)])
+        counts: NDArray[np.int64] = np.diff(asked[self.offsets])
+        return counts
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -86,27 +117,31 @@ def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, *, max_length: int, c
     if tokenizer.pad_token_id is None:
         raise ModelError("the tokenizer has no padding token", hint="set pad_token in tokenizer_config.json")
     segments = "token_type_ids" in tokenizer.model_input_names
-    key = f"{rows.digest} {tokenizer_digest(tokenizer)} {segments} {max_length}"
+    key = f"{rows.digest} {rows.layout} {tokenizer_digest(tokenizer)} {segments} {max_length}"
     digest = hashlib.sha256(key.encode()).hexdigest()
     folder = cache / digest[:32]
     if files.flaw(folder, hashes=True):
         _write(folder, *_tokenise(rows, tokenizer, max_length))
-    tokens, types, offsets = (
+    tokens, types, labels, offsets = (
         np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS
     )
     facts = files.read_manifest(folder)
-    assert len(offsets) == len(rows) + 1, "two different sets of rows have one digest"
+    scoring = rows.layout.scoring(tokenizer, labelled=rows.labels is not None)
+    packed = isinstance(scoring, MaskedTokens)
+    assert packed or len(offsets) == len(rows) + 1, "two different sets of rows have one digest"
+    sequences = len(offsets) - 1
     return Encoded(
         tokens=tokens,
         types=types,
         offsets=np.asarray(offsets),
-        labels=rows.labels,
-        ids=rows.ids,
-        texts=rows.texts,
+        labels=labels if scoring.by_token else rows.labels,
+        ids=np.arange(sequences, dtype=np.int64) if packed else rows.ids,
+        texts=((),) * sequences if packed else rows.texts,
         pad_id=int(tokenizer.pad_token_id),
         truncated=facts["truncated"],
         unknown=facts["unknown"],
         digest=digest,
+        scoring=scoring,
     )
 
 
@@ -120,20 +155,41 @@ def collate(encoded: Encoded, rows: NDArray[np.int64], *, epoch: int = 0) -> Bat
     ids_BL = np.full(mask_BL.shape, encoded.pad_id, dtype=np.int64)
     types_BL = np.zeros(mask_BL.shape, dtype=np.int64)
     ids_BL[mask_BL], types_BL[mask_BL] = encoded.tokens[flat], encoded.types[flat]
+    padded = Padded(rows, encoded.ids[rows], ids_BL, mask_BL, flat, epoch)
+    asked = encoded.scoring.asked(padded, encoded.labels)
     mask = torch.from_numpy(mask_BL)
     return Batch(
         inputs={
-            "input_ids": torch.from_numpy(ids_BL),
+            "input_ids": torch.from_numpy(asked.ids_BL),
             "attention_mask": mask.long(),
             "token_type_ids": torch.from_numpy(types_BL),
         },
-        labels=None if encoded.labels is None else torch.from_numpy(np.asarray(encoded.labels[rows])),
+        labels=None if asked.labels is None else torch.from_numpy(asked.labels),
         mask=mask,
         ids=torch.from_numpy(encoded.ids[rows]),
         texts=tuple(encoded.texts[row] for row in rows),
         full=bool(lengths.min() == width),
         epoch=epoch,
+        scored=None if asked.scored_BL is None else torch.from_numpy(asked.scored_BL),
     )
+
+
+def measured(encoded: Encoded) -> Encoded:
+    """The same rows as models are measured on them: where masks are drawn, with masks that stay the same."""
+    if not isinstance(encoded.scoring, MaskedTokens):
+        return encoded
+    scoring = replace(encoded.scoring, scored="masked")
+    tokens = np.array(encoded.tokens)
+    labels = np.full(len(tokens), IGNORED, dtype=np.int32)
+    for start in range(0, len(encoded), _CHUNK):
+        rows = np.arange(start, min(start + _CHUNK, len(encoded)))
+        part = slice(encoded.offsets[rows[0]], encoded.offsets[rows[-1] + 1])
+        batch = collate(replace(encoded, scoring=scoring), rows, epoch=MEASURED_EPOCH)
+        assert batch.labels is not None
+        tokens[part] = batch.inputs["input_ids"][batch.mask].numpy()
+        labels[part] = batch.labels[batch.mask].numpy()
+    digest = hashlib.sha256(f"{encoded.digest} measured".encode()).hexdigest()
+    return replace(encoded, tokens=tokens, labels=labels, scoring=LabelledTokens(), digest=digest)
 
 
 def epoch_plan(
@@ -228,44 +284,27 @@ def _deal(rows: NDArray[np.int64], parts: int) -> list[NDArray[np.int64]]:
 def _tokenise(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> tuple[dict[str, NDArray[Any]], dict[str, int]]:
-    tokens: list[NDArray[np.int32]] = []
-    types: list[NDArray[np.int8]] = []
-    lengths: list[int] = []
-    truncated = 0
+    parts, used = [], 0
     for start in range(0, len(rows), _CHUNK):
         chunk = rows.texts[start : start + _CHUNK]
-        encoded = _call(tokenizer, chunk, max_length)
-        lengths += map(len, encoded["input_ids"])
-        tokens.append(np.fromiter(chain.from_iterable(encoded["input_ids"]), dtype=np.int32))
-        if "token_type_ids" in encoded:
-            types.append(np.fromiter(chain.from_iterable(encoded["token_type_ids"]), dtype=np.int8))
-        else:
-            types.append(np.zeros(len(tokens[-1]), dtype=np.int8))
-        truncated += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+        end = used + sum(map(rows.layout.num_labels, chunk))
+        labels = None if rows.labels is None else rows.labels[used:end]
+        parts.append(rows.layout.pieces(chunk, labels, tokenizer, max_length))
+        used = end
+    lengths = [length for part in parts for length in part.lengths]
     if 0 in lengths:
         raise DataError(
             f"{lengths.count(0)} texts have no tokens, the first is {rows.texts[lengths.index(0)]!r:.60}",
             hint="this tokenizer adds no special tokens; leave empty texts out",
         )
-    flat = np.concatenate(tokens)
-    unknown = int((flat == tokenizer.unk_token_id).sum()) if tokenizer.unk_token_id is not None else 0
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return {"tokens": flat, "types": np.concatenate(types), "offsets": offsets}, {
-        "truncated": truncated,
-        "unknown": unknown,
+    arrays: dict[str, NDArray[Any]] = {
+        name: np.concatenate([vars(part)[name] for part in parts]) for name in ("tokens", "types", "labels")
     }
-
-
-def _call(tokenizer: PreTrainedTokenizerBase, chunk: Sequence[tuple[str, ...]], max_length: int) -> Any:
-    pairs = [text[1] for text in chunk] if len(chunk[0]) == 2 else None
-    return tokenizer(
-        [text[0] for text in chunk],
-        pairs,
-        truncation="longest_first",
-        max_length=max_length,
-        return_attention_mask=False,
-        verbose=False,
-    )
+    unknown = tokenizer.unk_token_id
+    return {**arrays, "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)}, {
+        "truncated": sum(part.cut for part in parts),
+        "unknown": 0 if unknown is None else int((arrays["tokens"] == unknown).sum()),
+    }
 
 
 def _write(folder: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, int]) -> None:

@@ -52,6 +52,8 @@ def hub_table(source: str, split: str, columns: Sequence[str]) -> Table:
         feature = data.features[column]
         if isinstance(feature, datasets.ClassLabel):
             cells[column] = [None if value < 0 else feature.int2str(value) for value in cells[column]]
+        if isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.ClassLabel):
+            cells[column] = [list(map(feature.feature.int2str, values)) for values in cells[column]]
     digest = hashlib.sha256(
         json.dumps(cells, sort_keys=True, default=str).encode("utf-8", "backslashreplace")
     ).hexdigest()

@@ -98,8 +98,9 @@ def read_table(
     encoding: str = "utf-8",
     delimiter: str | None = None,
     skip: bool = False,
+    lists: bool = False,
 ) -> Table:
-    """Read the wanted columns of a file.
+    """Read the wanted columns of a file; `lists`: a cell of Parquet may be a list.
 
     Raises DataError (3), or ConfigError (2) for a column that is not there.
     """
@@ -111,7 +112,7 @@ def read_table(
         )
     problems = Problems(path, skip)
     if suffix == ".parquet":
-        rows: Iterator[Cells] = _parquet_rows(path, columns)
+        rows: Iterator[Cells] = _parquet_rows(path, columns, lists)
     else:
         lines = text_lines(path, encoding, zipped)
         if suffix in (".csv", ".tsv"):
@@ -529,7 +530,7 @@ def _open_parquet(path: Path) -> Any:
         ) from None
 
 
-def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Cells]:
+def _parquet_rows(path: Path, columns: Sequence[str], lists: bool) -> Iterator[Cells]:
     import pyarrow
 
     file = _open_parquet(path)
@@ -537,7 +538,9 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Cells]:
     for name in columns:
         if name not in schema.names:
             raise missing_column(path, name, schema.names)
-        if pyarrow.types.is_nested(schema.field(name).type):
+        kind = schema.field(name).type
+        is_list = pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)
+        if pyarrow.types.is_nested(kind) and not (lists and is_list):
             raise DataError(
                 f"column {name!r} is {schema.field(name).type}, not text or a number",
                 where=str(path),

@@ -1,9 +1,8 @@
 """A task: its rows by split, its labels by name, and what was noticed on the way. Knows nothing of models.
 
-A kind of task is an object (`KINDS`) that turns a cell into an answer; classification and regression are
-here, token classification and text to text find their place beside them. Labels are matched by name,
-never by position: ids are positions in `Labels.names`, which is sorted (numerically where all names are
-whole numbers) unless the recipe gives it.
+A kind of task is an object (`KINDS`) that reads a source and turns its cells into texts and answers. Labels
+are matched by name, never by position: ids are positions in `Labels.names`, which is sorted (numerically
+where all names are whole numbers) unless the recipe gives it.
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillkit.data.builtin import builtin_table
+from distillkit.data.corpora import corpus_digest, documents
 from distillkit.data.hub import hub_table
+from distillkit.data.layouts import Documents, Layout, Segments, Words
 from distillkit.data.reading import (
     Problems,
     Table,
@@ -38,6 +40,7 @@ from distillkit.errors import ConfigError, DataError
 from distillkit.settings import Labels, TaskSettings
 
 _BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")
+_SPAN_TAG = re.compile(r"O|[BIESLU]-.+")
 _INTEGER = re.compile(r"-?\d+")
 _DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?")
 _MOST_CLASSES = 1000
@@ -46,16 +49,31 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Rows:
-    """One split. ids: `[n]` int64, stable example ids; texts: one tuple of segments per row; labels:
-    `[n]` class ids (int64) or targets (float32), None where unlabelled; digest: content hash."""
+    """One split. ids: `[n]` int64, stable example ids; texts: a tuple per row, of its segments, words or
+    sentences; labels: `[n]` class ids (int64) or targets (float32), for words one after the other, None where
+    unlabelled; digest: content hash; layout: how rows become tokens.
+    """
 
     ids: NDArray[np.int64]
     texts: tuple[tuple[str, ...], ...]
     labels: NDArray[Any] | None
     digest: str
+    layout: Layout = Segments()  # noqa: RUF009 - frozen
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def take(self, index: NDArray[np.int64], name: str) -> Rows:
+        """The chosen rows, called `name`."""
+        labels = None if self.labels is None else self.layout.take(self.texts, self.labels, index)
+        digest = _sha(self.digest + name + hashlib.sha256(index.tobytes()).hexdigest())
+        return replace(
+            self,
+            ids=self.ids[index],
+            texts=tuple(self.texts[row] for row in index),
+            labels=labels,
+            digest=digest,
+        )
 
 
 @dataclass(frozen=True)
@@ -75,19 +93,48 @@ class Task:
 
 
 class Kind(ABC):
-    """What a task predicts: how cells become answers."""
+    """What a task predicts: how a source is read and its cells become texts and answers."""
+
+    too_few = "give a validation file"
+    """What helps where no row can be held out."""
 
     @abstractmethod
     def labels(self, settings: TaskSettings, train: Table) -> Labels:
         """The task's labels, found in the training rows or given."""
 
     @abstractmethod
-    def answer(self, cell: Any, labels: Labels) -> int | float:
-        """The answer of one cell; raises ValueError with the reason where there is none."""
+    def answer(self, cell: Any, labels: Labels, texts: tuple[str, ...]) -> Any:
+        """The answer of one label cell; raises ValueError with the reason where there is none."""
 
     @abstractmethod
-    def array(self, answers: Sequence[int | float]) -> NDArray[Any]:
+    def array(self, answers: Sequence[Any]) -> NDArray[Any] | None:
         """Answers as an array of the dtype that losses expect."""
+
+    def layout(self, settings: TaskSettings, seed: int) -> Layout:
+        """How its rows become tokens."""
+        return Segments()
+
+    def read(self, settings: TaskSettings, source: str, split: str, base: Path) -> Table:
+        """The cells of one split."""
+        return _table(settings, source, split, base)
+
+    def brings(self, source: str, split: str, base: Path) -> bool:
+        """Whether a source of training rows has that split of its own."""
+        if source.startswith("builtin:"):
+            return split == "validation"
+        path = base / source
+        return path.is_dir() and split in find_tables(path)
+
+    def texts(self, columns: Sequence[str], cells: Sequence[Any]) -> tuple[str, ...]:
+        """The texts of one row; raises ValueError with the reason where a cell is none."""
+        for name, cell in zip(columns, cells, strict=True):
+            if reason := _text_problem(name, cell):
+                raise ValueError(reason)
+        return tuple(cells)
+
+    def unlabelled(self, document: Sequence[str]) -> Iterator[tuple[str, ...]]:
+        """The rows that a document of sentences makes."""
+        return ((sentence,) for sentence in document)
 
     def anchors(self, rows: Rows) -> NDArray[np.int64]:
         """Positions of rows that training cannot do without: here the first."""
@@ -112,15 +159,10 @@ class Classification(Kind):
             )
         numeric = all(_INTEGER.fullmatch(name) for name in found)
         names = sorted(found, key=lambda name: (int(name), name)) if numeric else sorted(found)
-        if len(names) > _MOST_CLASSES:
-            raise DataError(
-                f"{len(names)} different labels",
-                where=f"{train.path}, column {settings.label!r}",
-                hint="is this the label column?",
-            )
+        _check_number(len(names), settings, train)
         return Labels(kind="classification", names=tuple(names))
 
-    def answer(self, cell: Any, labels: Labels) -> int:
+    def answer(self, cell: Any, labels: Labels, texts: tuple[str, ...]) -> int:
         if isinstance(cell, list | dict):
             raise ValueError(f"{shown(cell)} is not one class")
         if isinstance(cell, float):
@@ -139,7 +181,7 @@ class Classification(Kind):
             )
         return labels.names.index(name)
 
-    def array(self, answers: Sequence[int | float]) -> NDArray[Any]:
+    def array(self, answers: Sequence[Any]) -> NDArray[Any]:
         return np.asarray(answers, dtype=np.int64)
 
     def anchors(self, rows: Rows) -> NDArray[np.int64]:
@@ -160,7 +202,7 @@ class Regression(Kind):
             )
         return Labels(kind="regression")
 
-    def answer(self, cell: Any, labels: Labels) -> float:
+    def answer(self, cell: Any, labels: Labels, texts: tuple[str, ...]) -> float:
         if cell is None or cell == "":
             raise ValueError("the target is missing")
         try:
@@ -173,34 +215,148 @@ class Regression(Kind):
             raise ValueError(f"the target {shown(cell)} is not a finite number (of 32 bits)")
         return value
 
-    def array(self, answers: Sequence[int | float]) -> NDArray[Any]:
+    def array(self, answers: Sequence[Any]) -> NDArray[Any]:
         return np.asarray(answers, dtype=np.float32)
 
 
-KINDS: Mapping[str, Kind] = {"classification": Classification(), "regression": Regression()}
+class TokenClassification(Kind):
+    """One tag per word. The cells of a row are a list of words and a list of as many tags, all strings."""
+
+    def layout(self, settings: TaskSettings, seed: int) -> Layout:
+        return Words()
+
+    def read(self, settings: TaskSettings, source: str, split: str, base: Path) -> Table:
+        return _table(settings, source, split, base, lists=True)
+
+    def labels(self, settings: TaskSettings, train: Table) -> Labels:
+        lists = [cell for cell in train.columns[settings.label] if isinstance(cell, list)]
+        found = {tag for tags in lists for tag in tags if isinstance(tag, str) and tag}
+        if settings.labels is not None:
+            _check_listed(settings.labels, found)
+        names = settings.labels or tuple(sorted(found))
+        if settings.metric == "entity_f1" and not begins_entities(names):
+            raise ConfigError(
+                f"the tags begin no entities: {', '.join(map(shown, names[:10]))}",
+                where="task.metric",
+                hint="entity_f1 is for tags like B-person, I-person and O; use accuracy or macro_f1",
+            )
+        _check_number(len(names), settings, train)
+        return Labels(kind="token_classification", names=names)
+
+    def texts(self, columns: Sequence[str], cells: Sequence[Any]) -> tuple[str, ...]:
+        (name,), (words,) = columns, cells
+        if not isinstance(words, list):
+            raise ValueError(f"column {name!r} is {type(words).__name__} {shown(words)}, not a list of words")
+        if not words:
+            raise ValueError(f"column {name!r} is an empty list")
+        for place, word in enumerate(words, start=1):
+            if reason := _text_problem(name, word):
+                raise ValueError(f"word {place}: {reason}")
+        return tuple(words)
+
+    def unlabelled(self, document: Sequence[str]) -> Iterator[tuple[str, ...]]:
+        return (tuple(sentence.split()) for sentence in document)
+
+    def answer(self, cell: Any, labels: Labels, texts: tuple[str, ...]) -> list[int]:
+        if not isinstance(cell, list):
+            raise ValueError(f"{shown(cell)} is not a list of tags")
+        if len(cell) != len(texts):
+            raise ValueError(f"{len(cell)} tags for {len(texts)} words")
+        for place, tag in enumerate(cell, start=1):
+            if not isinstance(tag, str) or not tag:
+                raise ValueError(f"tag {place} is {shown(tag)}, not a name")
+            if tag not in labels.names:
+                known = ", ".join(map(shown, labels.names[:10]))
+                raise ValueError(
+                    f"tag {place}, {shown(tag)}, is not one of the task's {len(labels.names)} tags ({known})"
+                )
+        return [labels.names.index(tag) for tag in cell]
+
+    def array(self, answers: Sequence[Any]) -> NDArray[Any]:
+        return np.fromiter(chain.from_iterable(answers), dtype=np.int64)
+
+    def anchors(self, rows: Rows) -> NDArray[np.int64]:
+        """The first row of every tag."""
+        assert rows.labels is not None
+        row_of_word = np.repeat(np.arange(len(rows)), list(map(len, rows.texts)))
+        first = np.unique(rows.labels, return_index=True)[1]
+        anchors: NDArray[np.int64] = np.unique(row_of_word[first])
+        return anchors
+
+
+class MaskedLanguageModel(Kind):
+    """The tokens that are masked in the documents of a corpus; a row is a document, a tuple of its
+    sentences.
+    """
+
+    too_few = "give a validation corpus, or set documents apart by blank lines"
+
+    def layout(self, settings: TaskSettings, seed: int) -> Layout:
+        return Documents(seed, settings.mask_rate, settings.scored)
+
+    def read(self, settings: TaskSettings, source: str, split: str, base: Path) -> Table:
+        texts: list[Any] = list(documents(source, base=base))
+        columns = {name: texts for name in text_columns(settings)} | {settings.label: [None] * len(texts)}
+        digest = corpus_digest(source, base=base)
+        return Table(Path(source), columns, list(range(1, len(texts) + 1)), digest)
+
+    def brings(self, source: str, split: str, base: Path) -> bool:
+        """All files of a corpus's folder are training text."""
+        return False
+
+    def labels(self, settings: TaskSettings, train: Table) -> Labels:
+        return Labels(kind="mlm")
+
+    def texts(self, columns: Sequence[str], cells: Sequence[Any]) -> tuple[str, ...]:
+        return tuple(cells[0])
+
+    def unlabelled(self, document: Sequence[str]) -> Iterator[tuple[str, ...]]:
+        return iter((tuple(document),))
+
+    def answer(self, cell: Any, labels: Labels, texts: tuple[str, ...]) -> None:
+        return None
+
+    def array(self, answers: Sequence[Any]) -> None:
+        """Labels come into being with the masks."""
+        return None
+
+
+KINDS: Mapping[str, Kind] = {
+    "classification": Classification(),
+    "regression": Regression(),
+    "token_classification": TokenClassification(),
+    "mlm": MaskedLanguageModel(),
+}
+
+
+def begins_entities(names: Sequence[str]) -> bool:
+    """Whether tags are like B-person, I-person and O, so that they name spans (BIO, IOBES, BILOU)."""
+    return any(name.startswith("B-") for name in names) and all(map(_SPAN_TAG.fullmatch, names))
 
 
 def load_task(settings: TaskSettings, *, base: Path, seed: int) -> Task:
     """Read, check and label every split. Raises DataError (3) or ConfigError (2), all bad rows of a file
     at once."""
     kind = KINDS[settings.kind]
-    tables = {"train": _table(settings, settings.train, "train", base)}
+    tables = {"train": kind.read(settings, settings.train, "train", base)}
     for split in ("validation", "test"):
         source = getattr(settings, split)
         if source is not None:
-            tables[split] = _table(settings, source, split, base)
-        elif _brings(settings.train, split, base):
-            tables[split] = _table(settings, settings.train, split, base)
+            tables[split] = kind.read(settings, source, split, base)
+        elif kind.brings(settings.train, split, base):
+            tables[split] = kind.read(settings, settings.train, split, base)
+    layout = kind.layout(settings, seed)
     labels = kind.labels(settings, tables["train"])
     notes = [note for table in tables.values() for note in table.notes]
     splits = {}
     for split, table in tables.items():
-        splits[split], more = _rows(settings, kind, labels, table)
+        rows, more = _rows(settings, kind, labels, table)
+        splits[split] = replace(rows, layout=layout, digest=_sha(f"{rows.digest} {layout}"))
         notes += more
     if "validation" not in splits:
         rows = splits["train"]
         anchors = kind.anchors(rows)
-        splits["train"], splits["validation"] = _hold_out(rows, anchors, settings.holdout, seed)
+        splits["train"], splits["validation"] = _hold_out(settings, rows, anchors, seed)
         notes.append(
             f"no validation rows given: {len(splits['validation'])} rows held out of train (seed {seed})"
         )
@@ -209,19 +365,18 @@ def load_task(settings: TaskSettings, *, base: Path, seed: int) -> Task:
     return Task(settings, labels, splits["train"], splits["validation"], splits.get("test"), tuple(notes))
 
 
-def _brings(source: str, split: str, base: Path) -> bool:
-    """Whether a source of training rows has that split of its own."""
-    if source.startswith("builtin:"):
-        return split == "validation"
-    path = base / source
-    return path.is_dir() and split in find_tables(path)
+def unlabelled_rows(task: Task, documents: Iterable[Sequence[str]], digest: str) -> Rows:
+    """The documents of a corpus as rows of a task without labels; `digest` is the corpus's."""
+    kind = KINDS[task.labels.kind]
+    texts = tuple(texts for document in documents for texts in kind.unlabelled(document))
+    return Rows(np.arange(len(texts)), texts, None, digest, task.train.layout)
 
 
 def text_columns(settings: TaskSettings) -> tuple[str, ...]:
     return (settings.text,) if isinstance(settings.text, str) else settings.text
 
 
-def _table(settings: TaskSettings, source: str, split: str, base: Path) -> Table:
+def _table(settings: TaskSettings, source: str, split: str, base: Path, *, lists: bool = False) -> Table:
     columns = [*text_columns(settings), settings.label]
     if len(set(columns)) < len(columns):
         raise ConfigError(
@@ -246,7 +401,9 @@ def _table(settings: TaskSettings, source: str, split: str, base: Path) -> Table
         if split not in files:
             check_file(path)
         path = files[split]
-    return read_table(path, columns, encoding=settings.encoding, delimiter=settings.delimiter, skip=skip)
+    return read_table(
+        path, columns, encoding=settings.encoding, delimiter=settings.delimiter, skip=skip, lists=lists
+    )
 
 
 def _rows(settings: TaskSettings, kind: Kind, labels: Labels, table: Table) -> tuple[Rows, list[str]]:
@@ -258,20 +415,14 @@ def _rows(settings: TaskSettings, kind: Kind, labels: Labels, table: Table) -> t
     cells = zip(
         table.lines, *(table.columns[name] for name in names), table.columns[settings.label], strict=True
     )
-    for row, (line, *segments, label) in enumerate(cells):
-        bad = next(
-            (
-                reason
-                for name, text in zip(names, segments, strict=True)
-                if (reason := _text_problem(name, text))
-            ),
-            "",
-        )
-        if bad:
-            problems.add(line, bad)
+    for row, (line, *given, label) in enumerate(cells):
+        try:
+            segments = kind.texts(names, given)
+        except ValueError as error:
+            problems.add(line, str(error))
             continue
         try:
-            answer = kind.answer(label, labels)
+            answer = kind.answer(label, labels, segments)
         except ValueError as error:
             problems.add(
                 line,
@@ -317,6 +468,15 @@ def _oddities(segments: Sequence[str], max_chars: int) -> list[str]:
     if any("\x1b" in text or _BIDI.search(text) for text in segments):
         found.append("hold terminal escapes or direction marks (shown escaped)")
     return found
+
+
+def _check_number(names: int, settings: TaskSettings, train: Table) -> None:
+    if names > _MOST_CLASSES:
+        raise DataError(
+            f"{names} different labels",
+            where=f"{train.path}, column {settings.label!r}",
+            hint="is this the label column?",
+        )
 
 
 def _class_name(cell: Any) -> str:
@@ -380,7 +540,7 @@ def _label_type(cell: Any) -> str:
     return "decimal" if _DECIMAL.fullmatch(cell.strip()) else "text"
 
 
-def _hold_out(rows: Rows, anchors: NDArray[np.int64], share: float, seed: int) -> tuple[Rows, Rows]:
+def _hold_out(settings: TaskSettings, rows: Rows, anchors: NDArray[np.int64], seed: int) -> tuple[Rows, Rows]:
     """Random rows of train as validation; equal texts stay on one side, rows equal to an anchor in train."""
     number: dict[tuple[str, ...], int] = {}
     group = np.array([number.setdefault(texts, len(number)) for texts in rows.texts])
@@ -392,19 +552,12 @@ def _hold_out(rows: Rows, anchors: NDArray[np.int64], share: float, seed: int) -
         raise DataError(
             f"{len(rows)} rows are too few to hold any out",
             where="task.validation",
-            hint="give a validation file",
+            hint=KINDS[settings.kind].too_few,
         )
-    enough = int(np.searchsorted(np.cumsum(sizes[order]), max(1, round(share * len(rows))))) + 1
+    share = max(1, round(settings.holdout * len(rows)))
+    enough = int(np.searchsorted(np.cumsum(sizes[order]), share)) + 1
     held_out = np.isin(group, order[:enough])
-    return _take(rows, np.flatnonzero(~held_out), "train"), _take(
-        rows, np.flatnonzero(held_out), "validation"
-    )
-
-
-def _take(rows: Rows, index: NDArray[np.int64], name: str) -> Rows:
-    labels = None if rows.labels is None else rows.labels[index]
-    digest = _sha(rows.digest + name + hashlib.sha256(index.tobytes()).hexdigest())
-    return Rows(rows.ids[index], tuple(rows.texts[i] for i in index), labels, digest)
+    return rows.take(np.flatnonzero(~held_out), "train"), rows.take(np.flatnonzero(held_out), "validation")
 
 
 def _leaks(splits: Mapping[str, Rows]) -> list[str]:
@@ -422,11 +575,11 @@ def _leaks(splits: Mapping[str, Rows]) -> list[str]:
 def _classes_seen(
     settings: TaskSettings, labels: Labels, splits: Mapping[str, Rows], notes: list[str]
 ) -> None:
-    if labels.kind != "classification":
+    if not labels.names:
         return
-    trained = {int(label) for label in splits["train"].labels}  # type: ignore[union-attr]
+    trained = set(np.unique(splits["train"].labels).tolist())  # type: ignore[arg-type]
     for name, rows in splits.items():
-        unseen = {int(label) for label in rows.labels} - trained  # type: ignore[union-attr]
+        unseen = set(np.unique(rows.labels).tolist()) - trained  # type: ignore[arg-type]
         if unseen:
             names = ", ".join(repr(labels.names[label]) for label in sorted(unseen))
             raise DataError(

@@ -39,9 +39,10 @@ def export(
     }
     inputs = write_onnx(student, folder / MODEL, opset=settings.opset, metadata=facts)
     tokenizer.save_pretrained(folder)
-    config = {**asdict(student.spec), "kind": labels.kind, "inputs": list(inputs), "opset": settings.opset}
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
     names = {"kind": labels.kind, "id2label": dict(enumerate(labels.names))}
+    tokens = {"pad_token_id": tokenizer.pad_token_id, "mask_token": tokenizer.mask_token}
+    config = {**asdict(student.spec), **names, **tokens, "inputs": list(inputs), "opset": settings.opset}
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
     (folder / "labels.json").write_text(json.dumps(names, ensure_ascii=False, indent=1), encoding="utf-8")
     session = open_session(folder / MODEL, provider="cpu", threads=1)
     parity = compare(

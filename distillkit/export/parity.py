@@ -43,8 +43,9 @@ class Parity:
 def compare(
     student: Student, session: Any, samples: Encoded, *, rows: int, tolerance: float, max_length: int
 ) -> Parity:
-    """Run both on the same inputs. Raises ExportError (10) past the tolerance or where a prediction
-    differs."""
+    """Run both on the same inputs; answers are compared, of tokens those that are asked for. Raises
+    ExportError (10) past the tolerance or where a prediction differs.
+    """
     student = student.eval().cpu()
     shapes: dict[str, float] = {}
     differences, same, compared = [], 0, 0
@@ -77,12 +78,17 @@ def compare(
 
 
 def run(session: Any, batch: Batch) -> NDArray[np.float32]:
-    """The artifact's logits `[B, V]`."""
+    """The artifact's logits of what the batch asks for, `[N, V]`."""
     names = [entry.name for entry in session.get_inputs()]
     logits: NDArray[np.float32] = session.run([OUTPUT], {name: batch.inputs[name].numpy() for name in names})[
         0
     ]
-    return logits
+    if batch.scored is None:
+        return logits
+    if bool(batch.scored.all()):
+        return logits.reshape(-1, logits.shape[-1])
+    asked: NDArray[np.float32] = logits[batch.scored.numpy()]
+    return asked
 
 
 def _torch_logits(student: Student, batch: Batch) -> NDArray[np.float32]:
@@ -102,7 +108,7 @@ def _batches(samples: Encoded, rows: int, max_length: int) -> Iterator[tuple[str
 
 def exact_batch(samples: Encoded, size: int, length: int) -> Batch:
     """`size` rows of exactly `length` real tokens, cut from the samples laid end to end: nothing is padded
-    or zero.
+    or zero, and every token is asked for where tokens are answered.
     """
     needed = size * length
     flat = np.resize(samples.tokens[: min(len(samples.tokens), needed)], needed).astype(np.int64)
@@ -114,13 +120,14 @@ def exact_batch(samples: Encoded, size: int, length: int) -> Batch:
         mask=ones.bool(),
         ids=torch.arange(size),
         full=True,
+        scored=ones.bool() if samples.scoring.by_token else None,
     )
 
 
 def _same_answer(expected: NDArray[Any], got: NDArray[Any]) -> NDArray[np.bool_]:
     if expected.shape[1] == 1:
         return np.ones(len(expected), dtype=bool)
-    best = np.sort(expected, axis=1)
+    best = np.partition(expected, -2, axis=1)
     undecided = best[:, -1] - best[:, -2] < _TIE
     same: NDArray[np.bool_] = (expected.argmax(axis=1) == got.argmax(axis=1)) | undecided
     return same

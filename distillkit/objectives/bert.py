@@ -27,9 +27,9 @@ from torch.nn import functional
 from transformers import BertForPreTraining, PreTrainedTokenizerBase
 
 from distillkit import files
+from distillkit.data.masking import choose, choose_words, corrupt, keyed_uniform
 from distillkit.errors import DataError
 from distillkit.objectives.base import Examples, LossTerm, Objective
-from distillkit.objectives.masking import choose, choose_words, corrupt, keyed_uniform
 from distillkit.types import IGNORED, Batch
 
 IS_NEXT, IS_RANDOM = 0, 1

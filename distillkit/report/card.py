@@ -18,6 +18,8 @@ from distillkit.report.facts import RunFacts
 from distillkit.report.page import environment
 
 _SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\`*_[]|~$#"})
+_PIPELINES = {"token_classification": "token-classification", "mlm": "fill-mask"}
+_USAGE = {"token_classification": "usage_words.md", "mlm": "usage_masked.md"}
 _METRIC_TYPES = {
     "accuracy": "accuracy",
     "macro_f1": "f1",
@@ -25,6 +27,8 @@ _METRIC_TYPES = {
     "pearson": "pearsonr",
     "spearman": "spearmanr",
     "mse": "mse",
+    "entity_f1": "f1",
+    "perplexity": "perplexity",
 }
 
 
@@ -44,6 +48,7 @@ def render_card(facts: RunFacts) -> str:
             certainty=summary.certainty(facts),
             warnings=summary.warnings(facts),
             comparison=tables.comparison(facts),
+            usage=_USAGE.get(facts.task.kind, "usage_texts.md"),
         )
     )
     card: str = str(ModelCard(f"---\n{_front_matter(facts).to_yaml()}\n---\n\n{body}"))
@@ -53,15 +58,16 @@ def render_card(facts: RunFacts) -> str:
 def _front_matter(facts: RunFacts) -> ModelCardData:
     """Metadata that the hub reads; results carry the split that they were measured on."""
     kind = facts.task.kind
+    pipeline = _PIPELINES.get(kind, "text-classification")
     return ModelCardData(
         library_name="transformers",
-        pipeline_tag="text-classification",
+        pipeline_tag=pipeline,
         tags=["distillkit", "knowledge-distillation", "onnx", kind],
         model_name=text.clean(facts.name),
         eval_results=[
             EvalResult(
-                task_type="text-classification",
-                task_name=f"text {kind}",
+                task_type=pipeline,
+                task_name=_task_name(kind),
                 dataset_type=text.clean(facts.name),
                 dataset_name=text.clean(facts.name),
                 dataset_split=facts.task.measured_on,
@@ -72,6 +78,10 @@ def _front_matter(facts: RunFacts) -> ModelCardData:
             for name, measured in facts.student.metrics.items()
         ],
     )
+
+
+def _task_name(kind: str) -> str:
+    return f"text {kind}" if kind in ("classification", "regression") else text.kind(kind)
 
 
 def _environment() -> Environment:

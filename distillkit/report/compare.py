@@ -139,7 +139,8 @@ def _metric(role: str, name: str) -> Callable[[RunFacts], str]:
 
 
 def _rows(facts: RunFacts) -> str:
-    return f"{facts.student.metrics[facts.task.metric].n:,} {facts.task.measured_on}"
+    units = "" if text.units(facts.task.kind) == "rows" else f" {text.units(facts.task.kind)}"
+    return f"{facts.student.metrics[facts.task.metric].n:,} {facts.task.measured_on}{units}"
 
 
 def _same(facts: RunFacts) -> str:

@@ -11,12 +11,13 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from distillkit.errors import IntegrityError
 from distillkit.metrics import Baseline, Calibration, ClassScore, Measured
+from distillkit.settings import TaskKind
 
 FACTS_FILE = "facts.json"
 
@@ -37,7 +38,7 @@ class TaskFacts:
     metric: the one that leads the report; measured_on: the split that every figure is measured on.
     """
 
-    kind: Literal["classification", "regression"]
+    kind: TaskKind
     metric: str
     measured_on: str
     rows: dict[str, int]
@@ -67,7 +68,9 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Example:
-    """A row where teacher and student answer differently; for regression the confidences are None."""
+    """A row where teacher and student answer differently; for regression and tags the confidences are
+    None.
+    """
 
     texts: tuple[str, ...]
     gold: str
@@ -142,7 +145,7 @@ class RunFacts:
     """Student minus teacher on the same rows, with paired intervals."""
     agreement: dict[str, float] = field(default_factory=dict)
     outcomes: dict[str, int] = field(default_factory=dict)
-    """Rows that both models get right, one of them, or neither."""
+    """Answers (rows, words, masked tokens) that both models get right, one of them, or neither."""
     examples: tuple[Example, ...] = ()
     losses: dict[str, str] = field(default_factory=dict)
     """Loss name -> what it is, in words (`0.7 x logits, temperature 4`)."""

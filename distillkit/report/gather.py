@@ -1,11 +1,11 @@
-"""From predictions to facts: what the pipeline calls to fill a RunFacts. Alone here needs torch.
+"""From answers to facts: what the pipeline calls to fill a RunFacts. Here and in contexts.py torch is needed.
 
-Shapes: n rows, V classes (1 for regression).
+Shapes: n rows, N answers, V classes (1 for regression).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillkit import evaluate
+from distillkit.answers import BEST, BEST_LOG
 from distillkit.data.tasks import Rows, Task
 from distillkit.errors import DataError
-from distillkit.metrics import Measured
+from distillkit.metrics import Baseline, Measured
+from distillkit.report.contexts import Shown
 from distillkit.report.facts import Example, ModelFacts, TaskFacts
 from distillkit.settings import Labels
 from distillkit.types import Spec
@@ -25,12 +27,12 @@ from distillkit.types import Spec
 class Judged:
     """The rows that the report's figures are measured on, and the answers of both models.
 
-    gold: `[n]` class ids or targets; teacher, student: logits `[n, V]`; texts: a tuple per row, one entry
-    per segment.
+    gold, teacher, student: as in `distillkit.evaluate`; labels name what they answer (the whole vocabulary
+    for mlm); texts: what stands beside an answer, or beside a row of tags.
     """
 
     labels: Labels
-    texts: Sequence[tuple[str, ...]]
+    texts: Shown
     gold: NDArray[Any]
     teacher: NDArray[Any]
     student: NDArray[Any]
@@ -53,19 +55,20 @@ class Judged:
         return evaluate.agreement(self.labels, self.teacher, self.student)
 
     def outcomes(self) -> dict[str, int]:
-        """Rows by who is right; empty for regression."""
-        if self.labels.kind == "regression":
-            return {}
-        return evaluate.outcomes(self.gold, self.teacher, self.student)
+        """Answers by who is right; empty for regression."""
+        return evaluate.outcomes(self.labels, self.gold, self.teacher, self.student)
 
     def examples(self, limit: int) -> tuple[Example, ...]:
         """The strongest disagreements, at most `limit`; 0 shows no text."""
-        rows = evaluate.disagreements(self.labels, self.teacher, self.student, limit=limit)
-        return tuple(self._example(int(row)) for row in rows)
+        every = evaluate.disagreements(self.labels, self.teacher, self.student, limit=len(self.teacher))
+        places = every.tolist()
+        if self.labels.kind == "token_classification":  # all differing words of a row stand together
+            places = list(dict.fromkeys(self.gold[every, 1].tolist()))
+        return tuple(_EXAMPLES[self.labels.kind](self, place) for place in places[:limit])
 
     def _model(self, logits: NDArray[Any], source: str, spec: Spec, parameters: int | None) -> ModelFacts:
         labels, gold = self.labels, self.gold
-        classes = labels.kind == "classification"
+        classes = labels.kind in ("classification", "token_classification")
         return ModelFacts(
             source=source,
             sizes=asdict(spec),
@@ -73,37 +76,71 @@ class Judged:
             metrics=evaluate.score(labels, gold, logits, seed=self.seed),
             per_class=evaluate.per_class(labels, gold, logits) if classes else (),
             confusion=_rows(evaluate.confusion(labels, gold, logits)) if classes else (),
-            calibration=evaluate.calibration(gold, logits) if classes else None,
+            calibration=evaluate.calibration(labels, gold, logits),
         )
 
-    def _example(self, row: int) -> Example:
-        if self.labels.kind == "regression":
-            gold, teacher, student = (
-                f"{float(value):.4g}"
-                for value in (self.gold[row], self.teacher[row, 0], self.student[row, 0])
-            )
-            return Example(tuple(self.texts[row]), gold, teacher, student)
-        names, answers = self.labels.names, (self.teacher[row], self.student[row])
-        teacher, student = (names[int(logits.argmax())] for logits in answers)
-        sure = [float(evaluate.probabilities(logits).max()) for logits in answers]
-        return Example(tuple(self.texts[row]), names[int(self.gold[row])], teacher, student, *sure)
+
+def _value_example(judged: Judged, row: int) -> Example:
+    gold, teacher, student = (
+        f"{float(value):.4g}" for value in (judged.gold[row], judged.teacher[row, 0], judged.student[row, 0])
+    )
+    return Example(tuple(judged.texts(row)), gold, teacher, student)
 
 
-def task_facts(task: Task, metric: str) -> TaskFacts:
-    """The task's splits, gold labels by split, and the constant answer's score on the measured rows."""
+def _class_example(judged: Judged, row: int) -> Example:
+    names, answers = judged.labels.names, (judged.teacher[row], judged.student[row])
+    teacher, student = (names[int(logits.argmax())] for logits in answers)
+    sure = [float(evaluate.probabilities(logits).max()) for logits in answers]
+    return Example(tuple(judged.texts(row)), names[int(judged.gold[row])], teacher, student, *sure)
+
+
+def _tag_example(judged: Judged, row: int) -> Example:
+    """The words of a row, and the tags of those in which the models differ."""
+    answers = np.flatnonzero(judged.gold[:, 1] == row)
+    words = judged.texts(row)
+    tags = [
+        judged.gold[answers, 0],
+        *(one[answers].argmax(axis=1) for one in (judged.teacher, judged.student)),
+    ]
+    differs = np.flatnonzero(tags[1] != tags[2])
+    gold, teacher, student = (
+        ", ".join(f"{words[at]} {judged.labels.names[one[at]]}" for at in differs) for one in tags
+    )
+    return Example((" ".join(words),), gold, teacher, student)
+
+
+def _piece_example(judged: Judged, answer: int) -> Example:
+    names, answers = judged.labels.names, (judged.teacher[answer], judged.student[answer])
+    teacher, student = (names[int(one[BEST])] for one in answers)
+    sure = [float(np.exp(one[BEST_LOG])) for one in answers]
+    return Example(judged.texts(answer), names[int(judged.gold[answer, 0])], teacher, student, *sure)
+
+
+_EXAMPLES: Mapping[str, Callable[[Judged, int], Example]] = {
+    "classification": _class_example,
+    "regression": _value_example,
+    "token_classification": _tag_example,
+    "mlm": _piece_example,
+}
+
+
+def task_facts(task: Task, metric: str, baseline: Baseline) -> TaskFacts:
+    """The task's splits and gold labels by split; `baseline` is the constant answer's score on the measured
+    rows."""
     splits = {"train": task.train, "validation": task.validation, "test": task.test}
     present = {name: rows for name, rows in splits.items() if rows is not None}
     measured_on = "validation" if task.test is None else "test"
-    classes = task.labels.kind == "classification"
     return TaskFacts(
         kind=task.labels.kind,
         metric=metric,
         measured_on=measured_on,
         rows={name: len(rows.ids) for name, rows in present.items()},
-        baseline=evaluate.majority(task.labels, _gold(task.train), _gold(present[measured_on])),
+        baseline=baseline,
         labels=task.labels.names,
         max_length=task.settings.max_length,
-        label_counts={name: _counts(task.labels, rows) for name, rows in present.items()} if classes else {},
+        label_counts={name: _counts(task.labels, rows) for name, rows in present.items()}
+        if task.labels.names
+        else {},
         notes=task.notes,
     )
 

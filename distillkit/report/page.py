@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from distillkit.metrics import LOWER_IS_BETTER
 from distillkit.report import plots, summary, tables, text
 from distillkit.report.facts import FACTS_FILE, RunFacts, save_facts
 
@@ -60,10 +61,13 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     jinja.filters.update(
+        answers=text.answers,
+        asked=text.asked,
         backend=text.backend,
         block=_block,
         count=text.count,
         duration=text.duration,
+        kind=text.kind,
         measured=tables.measured,
         metric=text.metric,
         ms=text.milliseconds,
@@ -73,6 +77,8 @@ def environment() -> Environment:
         score=text.score,
         excerpt=_excerpt,
         size=text.size,
+        sources=text.sources,
+        units=text.units,
     )
     return jinja
 
@@ -133,7 +139,7 @@ def _figures(facts: RunFacts) -> dict[str, Any]:
     shared = {
         name: (facts.teacher.metrics[name], student)
         for name, student in facts.student.metrics.items()
-        if name in facts.teacher.metrics and name != "mse"
+        if name in facts.teacher.metrics and name not in LOWER_IS_BETTER
     }
     figures["quality"] = plots.quality(shared, facts.task.baseline.metrics) if shared else ""
     teacher, student = facts.teacher.calibration, facts.student.calibration

@@ -78,7 +78,8 @@ def certainty(facts: RunFacts) -> str:
         return ""
     spread = (
         f"{text.signed(difference.value)}, 95 % interval {text.signed(difference.low)}"
-        f" to {text.signed(difference.high)}, {difference.n:,} {facts.task.measured_on} rows"
+        f" to {text.signed(difference.high)}, {difference.n:,} {facts.task.measured_on} "
+        f"{text.units(facts.task.kind)}"
     )
     if difference.low <= 0 <= difference.high:
         return f"The rows do not tell the two apart in {text.metric(name)} ({spread})."
@@ -118,7 +119,8 @@ def parity(facts: RunFacts) -> str:
     also = f" and on inputs of batch × length {', '.join(shapes)}" if shapes else ""
     return (
         f"the logits differ by at most {told['max_abs_difference']:.1e} (allowed {told['tolerance']:.0e}) "
-        f"on {told['rows']} rows{also}; the same answers for {text.percent(float(told['same_predictions']))}."
+        f"on {told['rows']} {text.answers(facts.task.kind)}{also}; "
+        f"the same answers for {text.percent(float(told['same_predictions']))}."
     )
 
 
@@ -171,14 +173,9 @@ def _faster(facts: RunFacts) -> str:
 
 def _weak(role: str, model: ModelFacts, facts: RunFacts) -> str:
     """A sentence where the model is not beyond noise better than a constant answer."""
-    if facts.task.kind == "regression":
-        measured, plain, name = model.metrics["pearson"], 0.0, "pearson"
-    else:
-        measured, plain, name = (
-            model.metrics["accuracy"],
-            facts.task.baseline.metrics["accuracy"],
-            "accuracy",
-        )
+    name = next(name for name in ("entity_f1", "accuracy", "pearson") if name in model.metrics)
+    measured = model.metrics[name]
+    plain = 0.0 if name == "pearson" else facts.task.baseline.metrics[name]
     if measured.low > plain:
         return ""
     return (
@@ -230,4 +227,6 @@ def _few_rows(facts: RunFacts) -> str:
     rows = facts.student.metrics[facts.task.metric].n
     if rows >= _FEW_ROWS:
         return ""
-    return f"Only {rows} rows were measured: read the intervals, not the third decimal."
+    return (
+        f"Only {rows} {text.units(facts.task.kind)} were measured: read the intervals, not the third decimal."
+    )

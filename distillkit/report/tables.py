@@ -65,7 +65,7 @@ def comparison(facts: RunFacts) -> tuple[Group, ...]:
     """Teacher against student: quality with intervals, sizes, and the cost at the reference cell."""
     pair = reference_pair(facts)
     groups = [
-        Group(f"Quality on {facts.task.measured_on} rows (95 % interval)", _quality_rows(facts)),
+        Group(f"Quality on {_measured_on(facts)} (95 % interval)", _quality_rows(facts)),
         Group("Size", _size_rows(facts, pair)),
     ]
     if pair is not None:
@@ -131,6 +131,10 @@ def ratio(teacher: float | None, student: float | None, less: str, more: str) ->
     if 0.995 <= factor <= 1.005:
         return "the same"
     return f"{_times(factor)} {less}" if factor > 1 else f"{_times(1 / factor)} {more}"
+
+
+def _measured_on(facts: RunFacts) -> str:
+    return f"{facts.task.measured_on} {text.units(facts.task.kind)}"
 
 
 def _times(factor: float) -> str:

@@ -15,7 +15,20 @@ METRIC_NAMES = {
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
     "mse": "mean squared error",
+    "entity_f1": "entity F1",
+    "cross_entropy": "cross-entropy in nats",
+    "perplexity": "perplexity",
 }
+_ASKED = {
+    "classification": "Classify each text into one of {} classes",
+    "regression": "Predict a number for each text",
+    "token_classification": "Give each word one of {} tags",
+    "mlm": "Say which tokens were masked in each text",
+}
+_KINDS = {"token_classification": "token classification", "mlm": "masked language"}
+_ANSWERS = {"token_classification": "words", "mlm": "masked tokens"}
+_UNITS = {"mlm": "sequences"}
+_SOURCES = {"mlm": "documents"}
 BACKEND_NAMES = {"onnxruntime": "ONNX Runtime", "pytorch": "PyTorch"}
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -114,6 +127,31 @@ def provider(name: str) -> str:
 def metric(name: str) -> str:
     """The metric in words; an unknown one by its name."""
     return METRIC_NAMES.get(name, label(name))
+
+
+def kind(name: str) -> str:
+    """A kind of task in words."""
+    return _KINDS.get(name, name)
+
+
+def asked(kind: str, labels: int) -> str:
+    """What a task of this kind asks, as a command."""
+    return _ASKED[kind].format(labels)
+
+
+def answers(kind: str) -> str:
+    """What is counted where answers are counted."""
+    return _ANSWERS.get(kind, "rows")
+
+
+def units(kind: str) -> str:
+    """What a model reads at once, and what intervals resample."""
+    return _UNITS.get(kind, "rows")
+
+
+def sources(kind: str) -> str:
+    """What the splits are made of."""
+    return _SOURCES.get(kind, "rows")
 
 
 def backend(name: str) -> str:

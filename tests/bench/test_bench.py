@@ -14,6 +14,7 @@ import torch
 from tiny import LABELS, encoded, encoder
 
 from distillkit import evaluate
+from distillkit.answers import logits
 from distillkit.bench import measure
 from distillkit.bench.measure import Variant, bench, run_child
 from distillkit.bench.timing import predict, time_cell
@@ -104,7 +105,7 @@ def test_answers_come_back_in_the_order_of_the_rows(tmp_path: Path) -> None:
     def forward(rows: Batch) -> Any:
         return rows.ids.numpy()[:, None].astype(np.float32)
 
-    assert predict(forward, samples)[:, 0].tolist() == list(range(30))
+    assert predict(forward, samples, logits)[:, 0].tolist() == list(range(30))
 
 
 def test_flops_are_those_of_the_closed_form(tmp_path: Path) -> None:

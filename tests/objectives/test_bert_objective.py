@@ -14,10 +14,10 @@ from scipy import stats
 from tiny import WORDS, tokenizer
 from transformers import BertForPreTraining
 
+from distillkit.data.masking import choose, choose_words, corrupt, keyed_uniform
 from distillkit.errors import DataError
 from distillkit.objectives.bert import BertObjective, Pairs, build_pairs
 from distillkit.objectives.feed import ObjectiveFeed
-from distillkit.objectives.masking import choose, choose_words, corrupt, keyed_uniform
 from distillkit.settings import PretrainSettings
 from distillkit.teachers.bert import Bert
 from distillkit.types import IGNORED

@@ -10,12 +10,14 @@ import pytest
 from distillkit import evaluate
 from distillkit.data.tasks import Rows, Task
 from distillkit.errors import DataError
-from distillkit.report.facts import Example, RunFacts, load_facts
+from distillkit.metrics import Baseline
+from distillkit.report.facts import Example, RunFacts, TaskFacts, load_facts
 from distillkit.report.gather import Judged, task_facts
 from distillkit.report.page import write_report
 from distillkit.settings import Labels, TaskSettings
 from distillkit.types import Spec
 
+NOTHING = Baseline(answer="no", metrics={})
 SPEC = Spec(num_layers=2, hidden_dim=8, num_heads=2, ffn_dim=16, vocab_size=30, num_labels=2, max_length=64)
 
 
@@ -36,13 +38,18 @@ def _task(kind: str, labels: np.ndarray, test: Rows | None = None) -> Task:
     )
 
 
+def _task_facts(task: Task, metric: str) -> TaskFacts:
+    judged = task.validation if task.test is None else task.test
+    return task_facts(task, metric, evaluate.majority(task.labels, task.train.labels, judged.labels))
+
+
 def _judged(kind: str) -> Judged:
     rng = np.random.default_rng(0)
     width = 2 if kind == "classification" else 1
     gold = rng.integers(0, 2, 60) if width == 2 else rng.normal(size=60)
     return Judged(
         labels=Labels(kind=kind, names=("no", "yes") if width == 2 else ()),
-        texts=[(f"text {index}",) for index in range(60)],
+        texts=lambda index: (f"text {index}",),
         gold=gold,
         teacher=rng.normal(size=(60, width)),
         student=rng.normal(size=(60, width)),
@@ -54,7 +61,7 @@ def _facts(kind: str) -> RunFacts:
     judged = _judged(kind)
     return RunFacts(
         name="gathered",
-        task=task_facts(_task(kind, judged.gold), "accuracy" if kind == "classification" else "pearson"),
+        task=_task_facts(_task(kind, judged.gold), "accuracy" if kind == "classification" else "pearson"),
         teacher=judged.teacher_facts("bert", SPEC, 1000),
         student=judged.student_facts("transformer", SPEC, 100),
         difference=judged.difference(),
@@ -89,7 +96,7 @@ def test_teacher_and_student_are_not_mixed_up() -> None:
 def test_examples_name_labels_and_the_confidence_in_the_given_answer() -> None:
     judged = Judged(
         labels=Labels(kind="classification", names=("no", "yes")),
-        texts=[("a",), ("b", "c")],
+        texts=[("a",), ("b", "c")].__getitem__,
         gold=np.array([0, 1]),
         teacher=np.array([[1.0, 0.0], [0.0, np.log(3.0)]]),
         student=np.array([[1.0, 0.0], [np.log(9.0), 0.0]]),
@@ -103,24 +110,29 @@ def test_examples_name_labels_and_the_confidence_in_the_given_answer() -> None:
 
 def test_examples_of_regression_are_numbers() -> None:
     judged = Judged(
-        Labels(kind="regression"), [("a",)], np.array([1.5]), np.array([[1.25]]), np.array([[3.0]]), 0
+        Labels(kind="regression"),
+        [("a",)].__getitem__,
+        np.array([1.5]),
+        np.array([[1.25]]),
+        np.array([[3.0]]),
+        0,
     )
     assert judged.examples(1) == (Example(("a",), "1.5", "1.25", "3"),)
 
 
 def test_the_task_is_judged_on_test_where_there_is_one() -> None:
     labels = np.array([1, 1, 0, 1, 1])
-    without = task_facts(_task("classification", labels), "mcc")
+    without = _task_facts(_task("classification", labels), "mcc")
     assert (without.measured_on, without.baseline.metrics["accuracy"]) == ("validation", 0.75)
     assert without.rows == {"train": 5, "validation": 4}
     assert without.label_counts["train"] == {"no": 1, "yes": 4}
     assert (without.metric, without.max_length, without.notes) == ("mcc", 99, ("a note",))
     test = _rows(np.array([0, 0, 1]), 3)
-    tested = task_facts(_task("classification", labels, test), "accuracy")
+    tested = _task_facts(_task("classification", labels, test), "accuracy")
     assert (tested.measured_on, tested.baseline.answer) == ("test", "yes")
     assert tested.baseline.metrics["accuracy"] == pytest.approx(1 / 3)
 
 
 def test_rows_without_labels_cannot_be_judged() -> None:
     with pytest.raises(DataError, match="no labels"):
-        task_facts(_task("classification", np.array([0, 1, 1, 0]), _rows(None, 3)), "accuracy")
+        task_facts(_task("classification", np.array([0, 1, 1, 0]), _rows(None, 3)), "accuracy", NOTHING)
