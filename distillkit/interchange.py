@@ -147,6 +147,33 @@ def run_twice(
     return base, model.outputs(batch, want=want, swap=swap(base))
 
 
+class Intervened(Teacher):
+    """A model that answers every batch after an intervention on it, without gradient; `swap` is the
+    Interchange's method for its side.
+    """
+
+    def __init__(
+        self,
+        model: Student | Teacher,
+        interchange: Interchange,
+        swap: Callable[[Intervention, Outputs], Swap],
+    ) -> None:
+        self.model, self._interchange, self._swap = model, interchange, swap
+
+    @property
+    def access(self) -> Access:
+        return Access.SCORES
+
+    @property
+    def spec(self) -> Spec:
+        return self.model.spec
+
+    def outputs(self, batch: Batch, *, want: Want, swap: Swap | None = None) -> Outputs:
+        drawn = self._interchange.draw(batch)
+        with torch.no_grad():
+            return run_twice(self.model, batch, want, partial(self._swap, drawn))[1]
+
+
 def paired_rows(count: int) -> NDArray[np.int64]:
     """Each row's source: the other of rows 2k and 2k + 1; the row before for an odd last one, itself where it
     is the only one.

@@ -93,10 +93,10 @@ def bind(config: RunConfig, index: int, stack: LossStack, *, student: Spec, teac
 def interchange_of(
     config: RunConfig, index: int, stack: LossStack, *, student: Spec, teacher: Spec
 ) -> Interchange | None:
-    """What is swapped in a phase, where a loss of it asks for interventions. Raises ConfigError for a block
-    that does not exist.
+    """What is swapped in a phase; None where a model has no blocks and no loss asks for interventions. Raises
+    ConfigError for a block that does not exist.
     """
-    if stack.needs.access < Access.INTERVENTIONS:
+    if stack.needs.access < Access.INTERVENTIONS and not (student.num_layers and teacher.num_layers):
         return None
     with _placed(_phase(config, index)):
         settings = config.phases[index].interchange

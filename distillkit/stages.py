@@ -36,6 +36,7 @@ from distillkit.encoder import Encoder
 from distillkit.errors import ModelError
 from distillkit.export.bundle import export as export_student
 from distillkit.flops import flops_per_example
+from distillkit.interchange import Interchange, Intervened
 from distillkit.losses.base import TEACHER, LossStack
 from distillkit.losses.gold import Gold
 from distillkit.model import (
@@ -73,14 +74,14 @@ from distillkit.train import (
     resolve_precision,
     train,
 )
-from distillkit.types import Batch, Outputs, Want
+from distillkit.types import Access, Batch, Outputs, Want
 from distillkit.world import World
 
 Save = Callable[[Path], None]
 """Writes what a stage made into an empty folder, which then appears whole under the stage's name."""
 Array = NDArray[Any]
 
-SCORES, ANSWERS = "scores.json", "answers.npy"
+SCORES, ANSWERS, INTERCHANGE = "scores.json", "answers.npy", "interchange.json"
 PREFLIGHT = "preflight.json"
 
 
@@ -279,7 +280,12 @@ def student(job: Job) -> Save:
         )
         _train(job, program, feed, how, _validation(job, name, program))
 
-    return lambda folder: _save_model(job.alone, model, folder)
+    def save(folder: Path) -> None:
+        _save_model(job.alone, model, folder)
+        told = json.dumps(_interchange_accuracy(job.alone, FixedTeacher(model), fixed.to(job.device)))
+        (folder / INTERCHANGE).write_text(told)
+
+    return save
 
 
 def export(job: Job) -> Save:
@@ -355,6 +361,7 @@ def gather(job: Job) -> RunFacts:
         student=judged.student_facts(config.student.use, student_spec, sizes["student"]["parameters"]),
         difference=judged.difference(),
         agreement=judged.agreement(),
+        interchange=json.loads((job.folder("student") / INTERCHANGE).read_text()),
         outcomes=judged.outcomes(),
         examples=judged.examples(config.report.samples),
         losses=_losses_in_words(config),
@@ -510,6 +517,23 @@ def _save_scores(job: Job, model: Teacher, folder: Path) -> None:
         "scores": {name: asdict(value) for name, value in scores.items()},
     }
     (folder / SCORES).write_text(json.dumps(facts, indent=1))
+
+
+def _interchange_accuracy(job: Job, model: Teacher, fixed: Teacher) -> dict[str, float]:
+    """How alike student and teacher answer the judged rows under the same interventions (those of the last
+    phase), by the names of `evaluate.agreement`, and `changed`, the share of the teacher's answers that an
+    intervention changes; empty where one of them cannot be intervened on.
+    """
+    if fixed.access < Access.INTERVENTIONS or not (fixed.spec.num_layers and model.spec.num_layers):
+        return {}
+    labels, samples = job.task.labels, job.samples(job.judged)
+    settings, seed = job.config.phases[-1].interchange, job.config.seed
+    made = Interchange(settings, seed=seed, student=model.spec, teacher=fixed.spec)
+    told = job.predict(Intervened(fixed, made, made.teacher_swap), samples)
+    mine = job.predict(Intervened(model, made, made.student_swap), samples)
+    found = evaluate.agreement(labels, told, mine)
+    plain = evaluate.agreement(labels, job.predict(fixed, samples), told)
+    return {**found, **({"changed": 1 - plain["same"]} if "same" in plain else {})}
 
 
 def _gate(job: Job, fixed: Teacher) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import batch, encoder
+from tiny import batch, encoded, encoder
 from torch.nn import functional
 
 from distillkit.encoder import Encoder
 from distillkit.errors import ConfigError
-from distillkit.interchange import Interchange, Intervention, paired_rows, sites_of
+from distillkit.evaluate import predict
+from distillkit.interchange import Interchange, Intervened, Intervention, paired_rows, sites_of
 from distillkit.losses.base import LossStack
 from distillkit.losses.causal_cosine import CausalCosine
 from distillkit.losses.causal_kl import CausalKl
@@ -216,3 +217,31 @@ def test_a_loss_that_needs_interventions_without_any_is_refused(tmp_path: Path) 
     stack = LossStack({"kl": (1.0, CausalKl())})
     with pytest.raises(ConfigError, match="what to swap"):
         Distillation(student, stack, {"teacher": teacher}).terms(batch(tmp_path))
+
+
+def test_interchange_accuracy_of_a_copy_is_one_and_of_another_model_less(tmp_path: Path) -> None:
+    """The report's figure: both models are given the same interventions, pair by pair."""
+    model, other = strong(1, layers=4), strong(5, layers=2)
+    rows = encoded(tmp_path, 40)
+
+    def answers(model: Encoder, twin: Encoder) -> tuple[np.ndarray, np.ndarray]:
+        swapping = Interchange(InterchangeSettings(), seed=7, student=twin.spec, teacher=model.spec)
+        sides = ((model, swapping.teacher_swap), (twin, swapping.student_swap))
+        told, mine = (
+            predict(
+                lambda batch, side=side: Intervened(side[0].eval(), swapping, side[1]).outputs(
+                    batch, want=Want()
+                ),
+                rows,
+                device=torch.device("cpu"),
+            )
+            for side in sides
+        )
+        return told, mine
+
+    told, mine = answers(model, model)
+    assert np.array_equal(told, mine)
+    plain = predict(lambda batch: model.outputs(batch, want=Want()), rows, device=torch.device("cpu"))
+    assert not np.allclose(plain, told, atol=1e-2), "the interventions must be seen at all"
+    told, mine = answers(model, other)
+    assert told.shape == mine.shape == (40, 2) and not np.allclose(told, mine, atol=1e-2)

@@ -38,7 +38,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "cnn": ("cnn", {"layers": 2, "width": 8, "kernels": (2, 3, 5)}),
     "static": ("static", {"width": 6, "hidden": 5}),
 }
-"""Small settings for what is built in, and a second transformer; another student is made with its defaults."""
+"""Small settings for what is built in, and a second transformer; another student is made with its
+defaults.
+"""
 ALL = Want(Access.ALL_STATES)
 LONGEST = 32
 

@@ -119,6 +119,7 @@ def classification() -> RunFacts:
             "mcc": Measured(-0.05, -0.08, -0.02, 872),
         },
         agreement={"same": 0.932, "kappa": 0.864, "kl": 0.041},
+        interchange={"same": 0.874, "kappa": 0.75, "kl": 0.08, "changed": 0.213},
         outcomes={
             "both right": 710,
             "only the teacher right": 46,
@@ -215,6 +216,7 @@ def regression() -> RunFacts:
         student=replace(full.student, metrics=scores(0.79), per_class=(), confusion=(), calibration=None),
         difference={"pearson": measured(-0.05, 0.01)},
         agreement={"pearson": 0.93, "mean_abs_difference": 0.31},
+        interchange={"pearson": 0.87, "mean_abs_difference": 0.41},
         outcomes={},
         examples=(Example(("a man plays", "a man is playing"), "4.8", "4.6", "2.1"),),
         bench=tuple(replace(row, metrics={"pearson": measured(0.8)}) for row in full.bench),

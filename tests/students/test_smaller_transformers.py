@@ -1,4 +1,6 @@
-"""A transformer narrower than its teacher, or with fewer pieces: closed forms, and exactness where nothing is lost."""
+"""A transformer narrower than its teacher, or with fewer pieces: closed forms, and exactness where nothing
+is lost.
+"""
 
 from __future__ import annotations
 
@@ -98,8 +100,8 @@ def test_a_narrower_student_has_the_sizes_asked_for(family: str, tmp_path: Path)
 
 
 def test_a_head_of_low_rank_loses_nothing_in_a_smaller_one() -> None:
-    """Scores, divided by the root of the head's size, and what is written, in the student's own basis; a factor
-    of the two sizes left out would be silent."""
+    """Scores, divided by the root of the head's size, and what is written, in the student's own basis; a
+    factor of the two sizes left out would be silent."""
     big, small = attention_of(16), attention_of(8)
     with torch.no_grad():
         for part in (big.query, big.key, big.value):
