@@ -17,7 +17,7 @@ from distillkit.types import Batch, Want
 def flops_per_example(student: Student, batch: Batch) -> float:
     """FLOPs of the logits of one example of the batch's length."""
     plain = sdpa_kernel(SDPBackend.MATH)  # torch's counter does not know the fused attention of CPUs
-    lstm = {torch.ops.aten.lstm: _lstm_flops}  # unknown to torch's counter
+    lstm = dict.fromkeys((torch.ops.aten.lstm, torch.ops.aten.lstm.input), _lstm_flops)  # unknown to it too
     with torch.inference_mode(), plain, FlopCounterMode(display=False, custom_mapping=lstm) as counter:
         student.outputs(batch, want=Want())
     return float(counter.get_total_flops()) / batch.num_examples

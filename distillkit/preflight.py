@@ -175,14 +175,13 @@ def _answers(teacher: Teacher, samples: Encoded, labels: Labels, device: torch.d
 
 def _errors(prospect: Prospect) -> Iterator[DistillkitError]:
     named, specs = prospect.named, _specs(prospect)
-    for role, spec in specs.items():
-        length = named.config.task.max_length
-        if length > spec.max_length:
-            yield ConfigError(
-                f"max_length {length} is more than the {role}'s {spec.max_length} positions",
-                where="task.max_length",
-                hint=f"at most {spec.max_length}",
-            )
+    length, longest = named.config.task.max_length, prospect.student.spec.max_length
+    if length > longest:
+        yield ConfigError(
+            f"max_length {length} is more than the student's {longest} positions",
+            where="task.max_length",
+            hint=f"at most {longest}",
+        )
     rows, tokens = prospect.teacher.spec.vocab_size, len(prospect.tokenizer)
     if 0 < rows < tokens:
         yield ModelError(

@@ -19,6 +19,8 @@ Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
 Folder = Annotated[str, Field(min_length=1, json_schema_extra={"format": "path"})]
 """A folder, relative to the config; it reaches the component as an absolute path."""
+Kernels = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
+"""Widths of convolution windows, in tokens."""
 LayerPair = Annotated[tuple[Index, Index], Field(strict=False)]
 LayerPairs = Annotated[list[LayerPair], Field(min_length=1)]
 """Explicit [student, teacher] pairs of states or blocks."""

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
 from distillkit.errors import ConfigError
 from distillkit.model import Material, Student, StudentSource, Teacher
-from distillkit.settings import Count, Fraction, Labels
+from distillkit.settings import Count, Fraction, Kernels, Labels
 from distillkit.students.layers import Layered, Sizes, check_table, load_layered, max_pool, start_table
 from distillkit.students.vocabulary import check_size, open_saved, renumbered
 
@@ -41,7 +40,7 @@ class Cnn(StudentSource):
         *,
         layers: Count = 1,
         width: Count = 300,
-        kernels: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] = (3, 4, 5),
+        kernels: Kernels = (3, 4, 5),
         embedding: Count | None = None,
         vocabulary: Count | None = None,
         dropout: Fraction = 0.1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from distillkit import Custom, Spec, catalog, pipeline, planning, recipe, stages
 from distillkit.data.batching import Encoded, collate, encode
 from distillkit.data.tasks import Rows, load_task
 from distillkit.encoder import Encoder, fresh
-from distillkit.errors import ModelError
+from distillkit.errors import ErrorGroup, ModelError
 from distillkit.losses.base import LossStack
 from distillkit.losses.logits import Logits
 from distillkit.model import FixedTeacher
-from distillkit.preflight import Named, Prospect, build, judged, sample
+from distillkit.preflight import Named, Prospect, build, findings, judged, sample
 from distillkit.progress import Progress
 from distillkit.rundir import RunDir
+from distillkit.settings import Labels
 from distillkit.signals import Signals
 from distillkit.students.pretrained import Pretrained
 from distillkit.train import take_step
@@ -243,7 +245,7 @@ def constant(batch: Batch) -> dict[str, torch.Tensor]:
     return {"logits": torch.tensor([[1.0, 0.0]]).repeat(batch.num_examples, 1)}
 
 
-def prospect(folder: Path, answer: Any, *, allow_weak: bool = False) -> tuple[Prospect, Encoded]:
+def prospect(folder: Path, answer: Any, *, allow_weak: bool = False) -> tuple[Prospect, Encoded, Encoded]:
     found = loaded(
         folder, teacher={**TEACHER, "allow_weak": allow_weak}, distill=losses(kd={"use": "logits"})
     )
@@ -252,21 +254,37 @@ def prospect(folder: Path, answer: Any, *, allow_weak: bool = False) -> tuple[Pr
     source = Custom(answer, spec=Spec(**sizes, num_labels=2, max_length=128), version="1")
     stacks = (LossStack({"kd": (1.0, Logits())}),)
     named = Named(found.config, task, source, Pretrained(path=str(folder / "student")), stacks)
-    made = build(named, tokenizer(), folder)
-    return made, encode(task.validation, tokenizer(), max_length=24, cache=folder / "cache")
+    return build(named, tokenizer(), folder), *(
+        encode(rows, tokenizer(), max_length=24, cache=folder / "cache")
+        for rows in (task.train, task.validation)
+    )
 
 
 def test_a_teacher_that_comes_trained_is_judged_and_a_weak_one_refused_by_its_rows(here: Path) -> None:
-    made, every = prospect(here, knows)
-    finding = judged(made, every, CPU)
+    made, train, every = prospect(here, knows)
+    finding = judged(made, train, every, CPU)
     assert finding.severity == "fact" and "accuracy 1.0000 against 0.5000" in finding.sentence
-    made, every = prospect(here, constant)
+    made, train, every = prospect(here, constant)
     with pytest.raises(ModelError, match="no better than a constant answer"):
-        judged(made, every, CPU)
+        judged(made, train, every, CPU)
     task = made.named.task
     some = encode(sample(task.validation, 30), tokenizer(), max_length=24, cache=here / "cache")
-    assert len(some) == 30 and judged(made, some, CPU).severity == "warning"
-    assert judged(prospect(here, constant, allow_weak=True)[0], every, CPU).severity == "warning"
+    assert len(some) == 30 and judged(made, train, some, CPU).severity == "warning"
+    assert judged(prospect(here, constant, allow_weak=True)[0], train, every, CPU).severity == "warning"
+
+
+def test_objects_from_python_that_do_not_fit_are_refused_with_all_that_is_wrong(here: Path) -> None:
+    made, *_ = prospect(here, knows)
+    few = FixedTeacher(fresh(config(vocab=100), LABELS))
+    student = encoder(labels=Labels(kind="classification", names=("a", "b", "c")))
+    student.spec = replace(student.spec, max_length=20)
+    with pytest.raises(ErrorGroup) as caught:
+        findings(replace(made, teacher=few, student=student))
+    told = str(caught.value)
+    assert "max_length 24 is more than the student's 20 positions" in told
+    assert "120 entries, the teacher's embeddings 100 rows" in told
+    assert "the student gives 3 scores, the teacher 2" in told
+    assert caught.value.exit_code == 2
 
 
 def test_a_teacher_that_is_trained_here_is_judged_later(here: Path) -> None:

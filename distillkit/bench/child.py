@@ -116,6 +116,17 @@ def _samples(folder: Path) -> Encoded:
 def _peak_memory(provider: str) -> int:
     if provider == "cuda" and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
+    return peak_resident_bytes()
+
+
+def peak_resident_bytes() -> int:
+    """Most memory this process ever had in RAM. Not `ru_maxrss` where there is another way: on Linux a process
+    inherits that of the one which started it.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -127,3 +127,11 @@ def test_asking_for_a_gpu_that_is_not_there_is_an_error(
         bench([], settings, encoded(tmp_path, 10), LABELS, tmp_path, seed=0, command=CHILD)
     assert caught.value.exit_code == 5
     assert measure._provider(FAST.model_copy(update={"provider": "auto"})) == "cpu"
+
+
+def test_peak_memory_is_that_of_the_process_and_not_of_the_one_that_started_it() -> None:
+    """A child inherits ru_maxrss, so that every model would seem as large as the run that measures it."""
+    ballast = np.ones(60_000_000)
+    code = "from distillkit.bench.child import peak_resident_bytes as peak; print(peak())"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0 < int(told.stdout) < peak_resident_bytes() - ballast.nbytes // 2 + 400_000_000

@@ -61,6 +61,11 @@ class Case:
 
 def make(name: str, labels: Labels, samples: Encoded, folder: Path) -> Case:
     registered, settings = CASES[name]
+    if registered == "pretrained":
+        start = encoder(3, layers=1, width=12)
+        start.save(folder / "start", LABELS)
+        tokenizer().save_pretrained(folder / "start")
+        settings = {"path": str(folder / "start")}
     source = catalog.REGISTRIES["student"].get(registered, StudentSource)(**settings)
     teacher = FixedTeacher(encoder(7, width=16, labels=labels))
     torch.manual_seed(1)
