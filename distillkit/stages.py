@@ -252,6 +252,8 @@ def teacher(job: Job) -> Save:
         feed = _task_feed(job, training.batch)
         how = _settings(job, "teacher", training, epochs=training.epochs, keep=training.keep)
         _train(job, program, feed, how, _validation(job, "teacher", program))
+    elif source.finetune is not None:
+        job.progress.say("teacher: pretrained on masked tokens, which are the task: it is not fine-tuned")
     return lambda folder: _save_model(job.alone, model, folder)
 
 

@@ -5,9 +5,9 @@
 
     distillkit.run("config.yaml", parts=Parts(teacher=Custom(my_model, spec=spec, version="2026-11")))
 
-`logits` is `[B, V]` in the order of the task's labels (`[B, 1]` for regression); `hidden.0` (embeddings) to
-`hidden.N` are `[B, L, D]` and needed where the spec names N layers. The first batch is checked against this
-contract.
+`logits` is `[B, V]` in the order of the task's labels (`[B, 1]` for regression), or `[N, V]` for the tokens
+where `batch.scored` is True, row by row, on tasks that ask for tokens; `hidden.0` (embeddings) to `hidden.N`
+are `[B, L, D]` and needed where the spec names N layers. The first batch is checked against this contract.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ class CustomTeacher(Teacher):
         return range(last + 1) if want.access >= Access.ALL_STATES else (last,)
 
     def _check(self, batch: Batch, answer: Any) -> None:
-        expected = {"logits": (batch.num_examples, self._labels.num_labels)}
+        width = self._labels.num_labels or self._spec.num_labels  # 0: the answers are the vocabulary's
+        expected = {"logits": (batch.num_answers, width)}
         if self._spec.num_layers:
             shape = (*batch.mask.shape, self._spec.hidden_dim)
             expected |= {f"hidden.{index}": shape for index in range(self._spec.num_layers + 1)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from tiny import LABELS, batch, encoder, tokenizer
 
 from distillkit.errors import DistillkitError, ModelError
-from distillkit.teachers.custom import Custom
+from distillkit.settings import Labels
+from distillkit.teachers.custom import Custom, CustomTeacher
 from distillkit.types import Access, Batch, Spec, Want
 
 SPEC = Spec(num_layers=2, hidden_dim=16, num_heads=2, ffn_dim=32, vocab_size=120, num_labels=2, max_length=32)
@@ -92,3 +94,17 @@ def test_its_tokenizer_is_its_folders_or_one_trained_on_the_task(tmp_path: Path)
 def test_another_version_is_another_teacher() -> None:
     first, second = (Custom(good, spec=SPEC, version=version).fingerprint() for version in ("1", "2"))
     assert first != second
+
+
+def test_on_tokens_it_answers_the_asked_ones_over_the_vocabulary_of_its_spec(tmp_path: Path) -> None:
+    made = batch(tmp_path)
+    asked = replace(made, scored=made.mask & (torch.arange(made.mask.shape[1]) > 1))
+    spec = Spec(0, 0, 0, 0, 120, 120, 32)
+
+    def function(given: Batch) -> dict[str, torch.Tensor]:
+        return {"logits": torch.nn.functional.one_hot(given.inputs["input_ids"][given.scored], 120).float()}
+
+    teacher = CustomTeacher(function, spec, Labels(kind="mlm"))
+    assert teacher.outputs(asked, want=Want()).logits.shape == (asked.num_answers, 120)
+    with pytest.raises(ModelError, match=r"expected logits of shape"):
+        CustomTeacher(function, replace(spec, num_labels=60), Labels(kind="mlm")).outputs(asked, want=Want())
