@@ -16,7 +16,7 @@ from tinyrun import CONFIG, write_config, write_data
 from torch.nn.functional import one_hot
 from transformers import BertForMaskedLM, DistilBertConfig, RobertaConfig
 
-from distillkit import Custom, Spec, catalog, pipeline, planning, recipe, stages
+from distillkit import Custom, Spec, catalog, pipeline, planning, preflight, recipe, stages
 from distillkit.data.batching import Encoded, collate, encode
 from distillkit.data.tasks import Rows, load_task
 from distillkit.encoder import Encoder, fresh
@@ -260,7 +260,9 @@ def prospect(folder: Path, answer: Any, *, allow_weak: bool = False) -> tuple[Pr
     )
 
 
-def test_a_teacher_that_comes_trained_is_judged_and_a_weak_one_refused_by_its_rows(here: Path) -> None:
+def test_a_teacher_that_comes_trained_is_judged_and_a_weak_one_refused_by_its_rows(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made, train, every = prospect(here, knows)
     finding = judged(made, train, every, CPU)
     assert finding.severity == "fact" and "accuracy 1.0000 against 0.5000" in finding.sentence
@@ -268,7 +270,10 @@ def test_a_teacher_that_comes_trained_is_judged_and_a_weak_one_refused_by_its_ro
     with pytest.raises(ModelError, match="no better than a constant answer"):
         judged(made, train, every, CPU)
     task = made.named.task
-    some = encode(sample(task.validation, 30), tokenizer(), max_length=24, cache=here / "cache")
+    monkeypatch.setattr(preflight, "JUDGED_ROWS", 30)
+    some = encode(
+        sample(task.validation, preflight.JUDGED_ROWS), tokenizer(), max_length=24, cache=here / "cache"
+    )
     assert len(some) == 30 and judged(made, train, some, CPU).severity == "warning"
     assert judged(prospect(here, constant, allow_weak=True)[0], train, every, CPU).severity == "warning"
 

@@ -120,8 +120,8 @@ def _peak_memory(provider: str) -> int:
 
 
 def peak_resident_bytes() -> int:
-    """Most memory this process ever had in RAM. Not `ru_maxrss` where there is another way: on Linux a process
-    inherits that of the one which started it.
+    """Most memory this process ever had in RAM. Not `ru_maxrss` where there is another way: on Linux a
+    process inherits that of the one which started it.
     """
     status = Path("/proc/self/status")
     if status.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from tiny import LABELS, encoded, encoder
 from distillkit import evaluate
 from distillkit.answers import logits
 from distillkit.bench import measure
+from distillkit.bench.child import peak_resident_bytes
 from distillkit.bench.measure import Variant, bench, run_child
 from distillkit.bench.timing import predict, time_cell
 from distillkit.errors import MissingError
@@ -131,7 +133,7 @@ def test_asking_for_a_gpu_that_is_not_there_is_an_error(
 
 def test_peak_memory_is_that_of_the_process_and_not_of_the_one_that_started_it() -> None:
     """A child inherits ru_maxrss, so that every model would seem as large as the run that measures it."""
-    ballast = np.ones(60_000_000)
+    ballast = np.ones(150_000_000)
     code = "from distillkit.bench.child import peak_resident_bytes as peak; print(peak())"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert 0 < int(told.stdout) < peak_resident_bytes() - ballast.nbytes // 2 + 400_000_000
+    assert 0 < int(told.stdout) < peak_resident_bytes() - ballast.nbytes // 2
