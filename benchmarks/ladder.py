@@ -55,12 +55,12 @@ class Study:
 
 
 TASKS = {
-    "rte": Study("classification", "accuracy", True, False, 6, 6),
-    "mrpc": Study("classification", "accuracy", True, True, 5, 5),
-    "trec": Study("classification", "accuracy", False, True, 6, 6),
-    "cola": Study("classification", "mcc", False, False, 5, 5),
-    "stsb": Study("regression", "pearson", True, True, 5, 5),
-    "sst2": Study("classification", "accuracy", False, True, 3, 3),
+    "trec": Study("classification", "accuracy", False, True, 5, 5),
+    "mrpc": Study("classification", "accuracy", True, True, 4, 3),
+    "sst2": Study("classification", "accuracy", False, True, 2, 2),
+    "cola": Study("classification", "mcc", False, False, 4, 3),
+    "stsb": Study("regression", "pearson", True, True, 3, 3),
+    "rte": Study("classification", "accuracy", True, False, 6, 4),
 }
 GOLD = {"gold": {"use": "gold", "weight": 0.5}}
 LOGITS = {**GOLD, "kd": {"use": "logits", "weight": 1.0, "temperature": 2.0}}
@@ -232,7 +232,11 @@ def measure(cell: Cell) -> dict[str, Any]:
         "name": f"ladder-{cell.task}",
         "seed": cell.seed,
         "task": task_config(cell.task),
-        "teacher": {"use": "pretrained", "path": str(teacher_folder(cell.task) / "teacher")},
+        "teacher": {
+            "use": "pretrained",
+            "path": str(teacher_folder(cell.task) / "teacher"),
+            "allow_weak": True,  # of RTE
+        },
         "student": student,
         "distill": phase,
     }
@@ -330,8 +334,8 @@ def tables(found: Found, tasks: Sequence[str]) -> list[str]:
         "",
         "## Interchange accuracy",
         "",
-        "Share of equal answers of teacher and student under the same interventions, mean over classification "
-        "tasks and seeds:",
+        "Share of equal answers of teacher and student under the same interventions, mean over the tasks with "
+        "classes and seeds:",
         "",
     ]
     lines += ["| student | rung | interchange accuracy |", "|---|---|---|"]
@@ -407,9 +411,9 @@ def main() -> None:
     minutes = sum(told["seconds"] for told in found.values()) / 60
     lines = [
         "# The ladder of losses",
-        f"{len(found)} of {len(asked)} cells, {minutes:.0f} minutes of training; mean and standard deviation over "
-        f"seeds {given.seeds}. SST-2: {SUBSET:,} of its training rows. Measured on test rows; RTE and CoLA have "
-        "none, there on the official validation rows, which chose nothing (the last weights are kept).",
+        f"{len(found)} of {len(asked)} cells, {minutes:.0f} minutes of training; mean and standard deviation "
+        f"over seeds {given.seeds}. SST-2: {SUBSET:,} of its training rows. Measured on test rows; RTE and CoLA "
+        "have none, there on the official validation rows, which chose nothing (the last weights are kept).",
         *tables(found, given.tasks),
         "",
         "![ladder](ladder.svg)",
