@@ -334,7 +334,7 @@ def tables(found: Found, tasks: Sequence[str]) -> list[str]:
         "",
         "## Interchange accuracy",
         "",
-        "Share of equal answers of teacher and student under the same interventions, mean over the tasks with "
+        "Share of equal answers of teacher and student under the same interventions, mean over tasks with "
         "classes and seeds:",
         "",
     ]
@@ -411,8 +411,8 @@ def main() -> None:
     minutes = sum(told["seconds"] for told in found.values()) / 60
     lines = [
         "# The ladder of losses",
-        f"{len(found)} of {len(asked)} cells, {minutes:.0f} minutes of training; mean and standard deviation "
-        f"over seeds {given.seeds}. SST-2: {SUBSET:,} of its training rows. Measured on test rows; RTE and CoLA "
+        f"{len(found)} of {len(asked)} cells, {minutes:.0f} minutes of training; mean and deviation over "
+        f"seeds {given.seeds}. SST-2: {SUBSET:,} of its training rows. Measured on test rows; RTE and CoLA "
         "have none, there on the official validation rows, which chose nothing (the last weights are kept).",
         *tables(found, given.tasks),
         "",
