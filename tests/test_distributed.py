@@ -52,7 +52,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(config(tmp_path_factory.mktemp("one"), dropout=0.1), "one", 1)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_processes_equal_one(one: Path, parallel: str) -> None:
     """Dropout is keyed by step and micro-batch, so it is the same wherever a micro-batch is computed."""
     two = run(one.parent.parent / "config.yaml", parallel, 2, f"runtime.parallel={parallel}")
@@ -71,7 +71,7 @@ def test_two_processes_equal_one(one: Path, parallel: str) -> None:
             assert theirs["terms"][name] == pytest.approx(value, rel=2e-3, abs=2e-4), (mine["stage"], name)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_two_ranks_stop_together_and_go_on_bit_for_bit(tmp_path: Path, parallel: str) -> None:
     """The signal reaches one rank only. Under fsdp each rank keeps its part of the parameters and no more."""
     done = subprocess.run(

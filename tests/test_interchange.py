@@ -106,11 +106,11 @@ def test_spans_start_anywhere_alike(tmp_path: Path) -> None:
     rows = batch(tmp_path, 6)
     starts = [
         int(interchange().draw(replace(rows, epoch=epoch)).swapped_BL[0].int().argmax())
-        for epoch in range(400)
+        for epoch in range(200)
     ]
     length, count = int(rows.mask[0].sum()), int(interchange().draw(rows).swapped_BL[0].sum())
     found = np.bincount(starts, minlength=length - count + 1)
-    assert len(found) == length - count + 1 and found.min() > 0.5 * 400 / len(found)
+    assert len(found) == length - count + 1 and found.min() > 0.4 * 200 / len(found)
 
 
 def test_swapping_an_example_with_itself_changes_nothing_at_the_same_site_alone(tmp_path: Path) -> None:

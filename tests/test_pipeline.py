@@ -150,9 +150,9 @@ def test_a_finished_run_says_so_and_does_nothing(
     [
         ("report.samples=3", "report"),
         ("bench.iterations=3", "bench"),
-        ("export.rows=32", "export"),
+        pytest.param("export.rows=32", "export", marks=pytest.mark.slow),
         ("distill.losses.kd.temperature=4", "student"),
-        ("teacher.finetune.epochs=5", "teacher"),
+        pytest.param("teacher.finetune.epochs=5", "teacher", marks=pytest.mark.slow),
     ],
 )
 def test_a_changed_config_reruns_just_the_stages_it_touches(
@@ -293,7 +293,14 @@ def test_a_loss_object_is_not_changed_by_a_run_and_its_second_run_does_nothing(h
     )
 
 
-@pytest.mark.parametrize("stage", ["tokenizer", "teacher", "student", "export", "bench"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "tokenizer",
+        "student",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("teacher", "export", "bench")),
+    ],
+)
 def test_a_signal_stops_every_stage_and_the_same_command_goes_on(
     here: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:

@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", [name if name == "bilstm" else pytest.param(name, marks=pytest.mark.slow) for name in STUDENTS]
+    "name", [name if name == "static" else pytest.param(name, marks=pytest.mark.slow) for name in STUDENTS]
 )
 def test_a_student_of_any_kind_reaches_the_report(name: str, folder: Path) -> None:
     student = STUDENTS[name]
