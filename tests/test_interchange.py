@@ -103,12 +103,11 @@ def test_what_is_swapped_lies_in_real_tokens_and_is_as_long_as_the_paper_says(tm
 
 
 def test_spans_start_anywhere_alike(tmp_path: Path) -> None:
-    rows = batch(tmp_path, 6)
+    rows, swapping = batch(tmp_path, 6), interchange()
     starts = [
-        int(interchange().draw(replace(rows, epoch=epoch)).swapped_BL[0].int().argmax())
-        for epoch in range(200)
+        int(swapping.draw(replace(rows, epoch=epoch)).swapped_BL[0].int().argmax()) for epoch in range(200)
     ]
-    length, count = int(rows.mask[0].sum()), int(interchange().draw(rows).swapped_BL[0].sum())
+    length, count = int(rows.mask[0].sum()), int(swapping.draw(rows).swapped_BL[0].sum())
     found = np.bincount(starts, minlength=length - count + 1)
     assert len(found) == length - count + 1 and found.min() > 0.4 * 200 / len(found)
 
