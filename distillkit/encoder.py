@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
@@ -286,6 +287,24 @@ def load_body(folder: Path, labels: Labels) -> Encoder:
         name: tensor.clone() for name, tensor in body.state_dict().items() if name in target.state_dict()
     }
     target.load_state_dict(weights, strict=True)
+    return model
+
+
+def load_masked(folder: Path) -> PreTrainedModel:
+    """The masked language model of a folder that holds one, alone or beside other heads.
+
+    Raises ModelError (4) where its head, or a part of the body, is missing or does not fit.
+    """
+    config = load_config(folder)
+    stored_weights(folder)
+    model, missing = _load(AutoModelForMaskedLM, folder, config)
+    if missing:
+        raise ModelError(
+            f"the folder holds no whole masked language model: {len(missing)} weights are missing "
+            f"({', '.join(missing[:10])})",
+            where=str(folder),
+            hint="take one that was trained on masked tokens",
+        )
     return model
 
 

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.table import Table
 from rich.text import Text
 
 from distillkit import catalog
+from distillkit.augmenting import Augmentation, Place, sample
 from distillkit.data.batching import Encoded, TaskFeed, encode
 from distillkit.data.corpora import documents
-from distillkit.data.tasks import Rows, Task, load_task
+from distillkit.data.tasks import Rows, Task, load_task, load_unlabelled
 from distillkit.estimates import ModelCost, model_cost, step_cost
 from distillkit.losses.base import TEACHER, LossStack
 from distillkit.losses.gold import Gold
@@ -160,7 +162,7 @@ def plan(loaded: Loaded) -> Plan:
             student=student,
             losses=tuple(_loss_plans(draft)),
             stages=(*_teacher_stages(draft), *_student_stages(draft)),
-            notes=(*_size_notes(teacher, student, unknown), *task.notes),
+            notes=(*_size_notes(teacher, student, unknown), *_extra_rows(draft, Path(cache)), *task.notes),
         )
 
 
@@ -264,6 +266,30 @@ def _student_stages(draft: _Draft) -> Iterator[StagePlan]:
 
 
 def _rows(phase: Phase, draft: _Draft) -> int:
+    """Rows of a phase; of the copies of a row as many as are asked for, though some may be left out."""
     if phase.corpus is None:
-        return len(draft.task.train.texts)
-    return sum(len(document) for document in documents(phase.corpus, base=draft.base))
+        rows = len(draft.task.train)
+    else:
+        rows = sum(len(document) for document in documents(phase.corpus, base=draft.base))
+    if phase.unlabelled is not None:
+        rows += len(load_unlabelled(draft.config.task, phase.unlabelled, base=draft.base)[0])
+    return rows if phase.augment is None else rows * (1 + phase.augment.copies)
+
+
+def _extra_rows(draft: _Draft, cache: Path) -> Iterator[str]:
+    """How many rows each phase reads where that is not the task's own number, and some of its copies, where
+    the model that makes them is there already.
+    """
+    for number, phase in enumerate(draft.config.phases, start=1):
+        if phase.unlabelled is None and phase.augment is None:
+            continue
+        about = "up to " if phase.augment is not None else ""
+        yield f"phase {number} reads {about}{_rows(phase, draft):,} rows"
+        if phase.augment is not None and phase.augment.model is not None:
+            how = Augmentation.of(phase.augment, draft.base, draft.base, draft.config)
+            for before, after in sample(_head(draft.task.train), how, _unwatched(cache)):
+                yield f"augment: {before!r:.200} -> {after!r:.200}"
+
+
+def _unwatched(cache: Path) -> Place:
+    return Place(torch.device("cpu"), cache, check=lambda: None, tell=lambda done, total: None)

@@ -23,7 +23,7 @@ from distillkit import document
 from distillkit.document import Keys
 from distillkit.errors import ConfigError, DistillkitError, ErrorGroup, SecurityError
 from distillkit.registry import did_you_mean
-from distillkit.settings import RunConfig
+from distillkit.settings import Phase, RunConfig
 
 Components = Callable[[Collection[str]], type[RunConfig]]
 """The names that a recipe uses -> RunConfig with the settings of every registered component."""
@@ -344,6 +344,8 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[Keys, str, str]]:
         if phase.batch.micro > phase.batch.examples:
             problem = f"batch.micro: {phase.batch.micro} is more than batch.examples: {phase.batch.examples}"
             yield (*at, "batch", "micro"), f"{_dotted(at)}.{problem}", "every part needs an example"
+        for key, problem, hint in _extra_rows(config, phase):
+            yield (*at, key), f"{_dotted(at)}.{problem}", hint
         for name, loss in phase.losses.items():
             here: Keys = (*at, "losses", name)
             if task.kind not in loss.kinds:
@@ -354,6 +356,24 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[Keys, str, str]]:
             if phase.corpus is not None and loss.needs_labels:
                 problem = f"{_dotted(here)}: {loss.use} needs labels, and corpus: {phase.corpus} has none"
                 yield here, problem, "leave it out of this phase, or train on the task's rows"
+
+
+def _extra_rows(config: RunConfig, phase: Phase) -> Iterator[tuple[str, str, str]]:
+    """(key, problem, hint) of rows that a phase adds to the task's and that nothing could teach."""
+    if phase.corpus is not None and phase.unlabelled is not None:
+        problem = f"unlabelled: {phase.unlabelled} and corpus: {phase.corpus} contradict each other"
+        yield "unlabelled", problem, "unlabelled rows are added to the task's; a corpus takes their place"
+    names = [name for name, loss in phase.losses.items() if loss.needs_labels]
+    without = "unlabelled" if phase.unlabelled is not None else "augment"
+    copies = phase.augment is not None and phase.augment.labels == "none"
+    if phase.unlabelled is None and not copies:
+        return
+    hint = "add a loss that asks the teacher" + (", or set augment.labels: keep" if copies else "")
+    if len(names) == len(phase.losses):
+        yield without, f"{without} adds rows without labels, and every loss needs labels", hint
+    elif names and config.task.kind == "regression":
+        problem = f"{without} adds rows without targets, which {names[0]} needs; it cannot leave rows out"
+        yield without, problem, "leave the loss out" + (", or set augment.labels: keep" if copies else "")
 
 
 def _origins(draft: _Draft) -> dict[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from distillkit import catalog
 from distillkit.errors import ConfigError
 from distillkit.losses.base import TEACHER, LossStack
-from distillkit.model import TeacherSource
+from distillkit.model import TeacherSource, TrainableTeacherSource
 from distillkit.settings import Labels, RunConfig
 from distillkit.teachers.answers import WHERE, Packing
 from distillkit.types import Access, Spec
@@ -39,6 +39,7 @@ def check_access(
     for index, stack in enumerate(stacks):
         if config.phases[index].cache is not None:
             _check_cached(stack)
+        _check_augment(config, index, teacher)
         for name, loss in stack.terms.items():
             where = _place(config, index, name)
             if loss.needs_teacher and loss.needs.access > teacher.access:
@@ -74,6 +75,19 @@ def bind(config: RunConfig, index: int, stack: LossStack, *, student: Spec, teac
         Packing.of(teacher, stack.needs, stack.reads, cache)
 
 
+def _check_augment(config: RunConfig, index: int, teacher: TeacherSource) -> None:
+    """Raise ConfigError where words are to be replaced and there is no masked language model to ask."""
+    augment = config.phases[index].augment
+    if augment is None or augment.model is not None:
+        return
+    if not isinstance(teacher, TrainableTeacherSource) or teacher.pretrain is None:
+        raise ConfigError(
+            "this run's teacher is not pretrained here, so there is no masked language model to ask",
+            where=f"{_phase(config, index)}.augment.model",
+            hint="give the Hugging Face folder of one",
+        )
+
+
 def _check_cached(stack: LossStack) -> None:
     """Raise ConfigError where the answers that a phase asks for cannot be kept, or none are asked for."""
     if not stack.needs_teacher:
@@ -88,8 +102,12 @@ def _check_cached(stack: LossStack) -> None:
 
 def _place(config: RunConfig, index: int, loss: str) -> str:
     """The path of a loss in the recipe."""
-    phase = f"distill.{index}" if isinstance(config.distill, list) else "distill"
-    return f"{phase}.losses.{loss}"
+    return f"{_phase(config, index)}.losses.{loss}"
+
+
+def _phase(config: RunConfig, index: int) -> str:
+    """The path of a phase in the recipe."""
+    return f"distill.{index}" if isinstance(config.distill, list) else "distill"
 
 
 @contextmanager

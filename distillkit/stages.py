@@ -23,12 +23,14 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from distillkit import evaluate
+from distillkit.augmenting import Augmentation, Place, augment, check_model
 from distillkit.bench.measure import Backend, Role, Variant
 from distillkit.bench.measure import bench as measure_all
 from distillkit.bench.timing import Opened
+from distillkit.data.augment import joined
 from distillkit.data.batching import Encoded, Feed, TaskFeed, encode
 from distillkit.data.corpora import documents
-from distillkit.data.tasks import Rows, Task
+from distillkit.data.tasks import Rows, Task, load_unlabelled
 from distillkit.data.tokenizers import load_tokenizer
 from distillkit.digests import Training, digest
 from distillkit.encoder import Encoder
@@ -54,7 +56,7 @@ from distillkit.report.facts import RunFacts, flat_settings, load_bench
 from distillkit.report.gather import Judged, task_facts
 from distillkit.report.page import write_report
 from distillkit.rundir import RunDir
-from distillkit.settings import BatchSettings, FinetuneSettings, Phase, PretrainSettings, RunConfig
+from distillkit.settings import Augment, BatchSettings, FinetuneSettings, Phase, PretrainSettings, RunConfig
 from distillkit.signals import Signals
 from distillkit.stacks import bind
 from distillkit.teachers.cached import Keep, check_unchanging, record
@@ -186,8 +188,20 @@ def check_sizes(job: Job) -> None:
     model = job.student_source.build(job.tokenizer, labels, job.config.task.max_length, fixed)
     for index, stack in enumerate(job.stacks):
         bind(job.config, index, stack, student=model.spec, teacher=fixed.spec)
+    for phase in job.config.phases:
+        _check_extra_rows(job, phase)
     if any(phase.cache is not None and phase.corpus is None for phase in job.config.phases):
         check_unchanging(job.encoded(job.task.train))
+
+
+def _check_extra_rows(job: Job, phase: Phase) -> None:
+    """Read the rows that a phase adds, and open the model that makes more, as far as they are there."""
+    if phase.unlabelled is not None:
+        _, notes = load_unlabelled(job.config.task, phase.unlabelled, base=job.loaded.base)
+        for note in notes:
+            job.progress.say(note)
+    if phase.augment is not None and phase.augment.model is not None:
+        check_model(_augmentation(job, phase.augment), _watched(job))
 
 
 def pretrain(job: Job) -> Save:
@@ -258,7 +272,7 @@ def student(job: Job) -> Save:
     for index, (name, phase, stack) in enumerate(zip(names, job.config.phases, job.stacks, strict=True)):
         torch.manual_seed(keyed_seed(job.config.seed, name))  # first weights of projections
         bind(job.config, index, stack, student=model.spec, teacher=fixed.spec)
-        feed = _task_feed(job, phase.batch) if phase.corpus is None else _corpus_feed(job, name, phase)
+        feed = TaskFeed(job.encoded(_rows(job, name, phase)), phase.batch, seed=job.config.seed)
         told = _kept(job, phase, stack, fixed, feed)
         program = Distillation(model, stack, {TEACHER: told}, _interchange(job, phase, stack, model, fixed))
         judged = phase.corpus is None and stack.trains_logits
@@ -461,13 +475,39 @@ def _task_feed(job: Job, settings: BatchSettings) -> TaskFeed:
     return TaskFeed(job.encoded(job.task.train), settings, seed=job.config.seed)
 
 
-def _corpus_feed(job: Job, name: str, phase: Phase) -> TaskFeed:
+def _rows(job: Job, name: str, phase: Phase) -> Rows:
+    """What a phase trains on: the task's rows or a corpus, rows without labels, and copies of all of them."""
+    rows = job.task.train if phase.corpus is None else _corpus_rows(job, name, phase)
+    if phase.unlabelled is not None:
+        more, _ = load_unlabelled(job.config.task, phase.unlabelled, base=job.loaded.base)
+        rows = joined(rows, more)
+    if phase.augment is None:
+        return rows
+    with job.world.main_first():
+        made = augment(rows, _augmentation(job, phase.augment), _watched(job))
+    job.progress.say(f"{name}: {len(made) - len(rows):,} copies of {len(rows):,} rows")
+    return made
+
+
+def _augmentation(job: Job, settings: Augment) -> Augmentation:
+    return Augmentation.of(settings, job.folder("pretrain"), job.loaded.base, job.config)
+
+
+def _watched(job: Job) -> Place:
+    """Where copies of rows are made; a signal stops between two batches."""
+    return Place(
+        device=job.device,
+        cache=job.cache,
+        check=lambda: job.signals.check("while rows were augmented; every whole part is kept"),
+        tell=lambda done, total: job.progress.say(f"augment: {done:,} of {total:,} rows"),
+    )
+
+
+def _corpus_rows(job: Job, name: str, phase: Phase) -> Rows:
     """The sentences of a corpus as unlabelled rows."""
     assert phase.corpus is not None
     sentences = tuple((text,) for document in job.documents(phase.corpus) for text in document)
-    digest = job.trainings[name].data
-    rows = Rows(ids=np.arange(len(sentences)), texts=sentences, labels=None, digest=digest)
-    return TaskFeed(job.encoded(rows), phase.batch, seed=job.config.seed)
+    return Rows(np.arange(len(sentences)), sentences, None, digest=job.trainings[name].data)
 
 
 def _tokenizer_texts(job: Job) -> Iterator[str]:

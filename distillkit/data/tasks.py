@@ -16,7 +16,7 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from distillkit.data.reading import (
 )
 from distillkit.errors import ConfigError, DataError
 from distillkit.settings import Labels, TaskSettings
+from distillkit.types import IGNORED
 
 _BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")
 _INTEGER = re.compile(r"-?\d+")
@@ -177,6 +178,19 @@ class Regression(Kind):
         return np.asarray(answers, dtype=np.float32)
 
 
+class _Unlabelled(Kind):
+    """Rows that have no answers."""
+
+    def labels(self, settings: TaskSettings, train: Table) -> Labels:
+        raise NotImplementedError("rows without labels name none")
+
+    def answer(self, cell: Any, labels: Labels) -> int:
+        return IGNORED
+
+    def array(self, answers: Sequence[int | float]) -> NDArray[Any]:
+        return np.asarray(answers, dtype=np.int64)
+
+
 KINDS: Mapping[str, Kind] = {"classification": Classification(), "regression": Regression()}
 
 
@@ -207,6 +221,19 @@ def load_task(settings: TaskSettings, *, base: Path, seed: int) -> Task:
     notes += _leaks(splits)
     _classes_seen(settings, labels, splits, notes)
     return Task(settings, labels, splits["train"], splits["validation"], splits.get("test"), tuple(notes))
+
+
+def load_unlabelled(settings: TaskSettings, source: str, *, base: Path) -> tuple[Rows, tuple[str, ...]]:
+    """Rows of the task's own form without labels, and what was noticed; a label column is not read. Raises
+    DataError (3), or ConfigError (2) for a text column that is not there.
+    """
+    columns, skip = text_columns(settings), settings.on_bad_row == "skip"
+    table = read_table(
+        base / source, columns, encoding=settings.encoding, delimiter=settings.delimiter, skip=skip
+    )
+    cells = {**table.columns, settings.label: [None] * len(table.lines)}
+    rows, notes = _rows(settings, _Unlabelled(), Labels(kind="regression"), replace(table, columns=cells))
+    return replace(rows, labels=None), (*table.notes, *notes)
 
 
 def _brings(source: str, split: str, base: Path) -> bool:
