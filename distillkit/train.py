@@ -44,6 +44,8 @@ from distillkit.types import Access, Batch, Reads, Step
 
 MOST_SKIPPED = 50
 """Steps in a row that the fp16 scaler may skip for an overflow before the training counts as diverged."""
+LOOK_AHEAD = 50
+"""Steps among which a batch is looked for in which every term counts something."""
 PROBE_EVERY = 5
 """Logged steps between two measurements of the terms' gradient shares (each costs a forward and a backward
 per term).
@@ -307,9 +309,8 @@ class _Loop:
         self.program.train()
         if self.state.index >= self.feed.num_steps(self.state.epoch):  # forced onto fewer rows
             self.state = replace(self.state, epoch=self.state.epoch + 1, index=0)
-        first = self.feed.step(self.state.epoch, self.state.index)[0].to(self.device)
         torch.manual_seed(_key(self.settings, self.state.step, 0))
-        self.program.check(first)
+        self.program.check(self._telling().to(self.device))
         self.wrapped = self.parallel.wrap(self.program)
         self.optimizer = build_optimizer(self.program, self.settings.optimizer)
         checkpoint.load_slots(self.program, self.optimizer, slots)
@@ -318,6 +319,18 @@ class _Loop:
         self.scaler = self.accelerator.scaler
         if self.scaler is not None and self.state.scaler:
             self.scaler.load_state_dict(dict(self.state.scaler))
+
+    def _telling(self) -> Batch:
+        """A batch to check the terms on: the first of the next steps in which every term counts something,
+        for a batch may well hold no labelled row; the next one where there is none.
+        """
+        epoch, index = self.state.epoch, self.state.index
+        steps = range(index, min(index + LOOK_AHEAD, self.feed.num_steps(epoch)))
+        batches = (batch for step in steps for batch in self.feed.step(epoch, step))
+        return next(
+            (batch for batch in batches if batch.labels is None or all(self.program.counts(batch).values())),
+            self.feed.step(epoch, index)[0],
+        )
 
     def _steps(self) -> None:
         clock, self.began = time.monotonic(), self.state
