@@ -53,7 +53,7 @@ from distillkit.settings import Augment, RunConfig, TinybertAugment
 
 BATCH_TOKENS = 8192
 """Tokens that the model reads at once, padding included."""
-PART_ROWS = 2000
+PART_ROWS = 1000
 """Rows whose copies are written together: what a kill loses at most."""
 POOL = 50_000
 """Words that can be neighbours of others: the most frequent ones."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,8 +45,6 @@ from distillkit.types import Access, Batch, Reads, Step
 
 MOST_SKIPPED = 50
 """Steps in a row that the fp16 scaler may skip for an overflow before the training counts as diverged."""
-LOOK_AHEAD = 50
-"""Steps among which a batch is looked for in which every term counts something."""
 PROBE_EVERY = 5
 """Logged steps between two measurements of the terms' gradient shares (each costs a forward and a backward
 per term).
@@ -321,11 +320,11 @@ class _Loop:
             self.scaler.load_state_dict(dict(self.state.scaler))
 
     def _telling(self) -> Batch:
-        """A batch to check the terms on: the first of the next steps in which every term counts something,
-        for a batch may well hold no labelled row; the next one where there is none.
+        """A batch to check the terms on: the first from here on, around the epoch, in which every term counts
+        something, for a batch may well hold no labelled row; the next one where there is none.
         """
         epoch, index = self.state.epoch, self.state.index
-        steps = range(index, min(index + LOOK_AHEAD, self.feed.num_steps(epoch)))
+        steps = chain(range(index, self.feed.num_steps(epoch)), range(index))
         batches = (batch for step in steps for batch in self.feed.step(epoch, step))
         return next(
             (batch for batch in batches if batch.labels is None or all(self.program.counts(batch).values())),
@@ -431,6 +430,8 @@ class _Loop:
 
     def _log(self, terms: Mapping[str, Tensor], norm: float, micros: list[Batch], window: _Window) -> None:
         values = {name: float(value) for name, value in self._over_ranks(terms).items()}
+        acting = {name for micro in micros for name, count in self.program.counts(micro).items() if count}
+        shown = {name: value for name, value in values.items() if name in acting}
         step = self.state.step
         pace = (self.state.seconds - self.began.seconds) / (step - self.began.step)
         record: dict[str, Any] = {
@@ -438,8 +439,8 @@ class _Loop:
             "step": step,
             "epoch": self.state.epoch,
             "total": sum(self.program.weights[name] * value for name, value in values.items()),
-            "terms": values,
-            "weighted": {name: self.program.weights[name] * value for name, value in values.items()},
+            "terms": shown,
+            "weighted": {name: self.program.weights[name] * value for name, value in shown.items()},
             "lr": lr_at(step - 1, self.total, self.settings.optimizer),
             "grad_norm": norm if math.isfinite(norm) else None,
             "tokens_per_s": window.speed,

@@ -54,6 +54,8 @@ modal verbs; prepositions and conjunctions; negation, quantity, degree and place
 _WORD = re.compile(r"(?<!\w)[^\W\d_]+(?!\w)")
 _DRAWS = 0x617567
 _CHUNK = 1024
+_ROWS = 100
+"""Rows whose questions are held at once: a long row has one a word, each as long as the row."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,10 @@ class Replacer(ABC):
 
     def copies(self, rows: Rows, positions: Sequence[int]) -> Iterator[Copy]:
         """The copies of the rows at these positions that differ from the row and from each other."""
+        for start in range(0, len(positions), _ROWS):
+            yield from self._copies_of(rows, positions[start : start + _ROWS])
+
+    def _copies_of(self, rows: Rows, positions: Sequence[int]) -> Iterator[Copy]:
         places = [(row, segment) for row in positions for segment in range(len(rows.texts[row]))]
         texts = [rows.texts[row][segment] for row, segment in places]
         made = self.segments(texts, [(int(rows.ids[row]), segment) for row, segment in places])
@@ -271,7 +277,7 @@ class TinyBert(Replacer):
         marked = dict(zip(once, self.base.marker.mark(once), strict=True))
         candidates = self._candidates(list(marked.values()))
         return [
-            list(self._copies(marked[text], candidates[text], key))
+            list(self._changed(marked[text], candidates[text], key))
             for text, key in zip(texts, keys, strict=True)
         ]
 
@@ -299,7 +305,7 @@ class TinyBert(Replacer):
         tokens, types = self.base.frame.around(masked, original)
         return Question(tokens, types, (len(self.base.frame.before) + place,), (original[place],))
 
-    def _copies(self, marked: Marked, candidates: Sequence[Texts], key: tuple[int, int]) -> Iterator[str]:
+    def _changed(self, marked: Marked, candidates: Sequence[Texts], key: tuple[int, int]) -> Iterator[str]:
         for draws_W2 in self.draws(key, len(marked.words)):
             changes = [
                 (word, options[int(which * len(options))])
@@ -413,8 +419,7 @@ def nearest(queries_QD: NDArray[np.float32], pool_ND: NDArray[np.float32], own_Q
         own_C = own_Q[start : start + _CHUNK]
         with_own = np.flatnonzero(own_C >= 0)
         cosine_CN[with_own, own_C[with_own]] = -np.inf
-        order_CN = np.argsort(-cosine_CN, axis=1, kind="stable")
-        found[start : start + _CHUNK] = np.sort(order_CN[:, :count], axis=1)
+        found[start : start + _CHUNK] = np.sort(np.argpartition(-cosine_CN, count - 1, axis=1)[:, :count])
     return found
 
 
