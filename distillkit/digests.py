@@ -19,11 +19,13 @@ import numpy as np
 import torch
 
 from distillkit.data.corpora import corpus_digest
+from distillkit.data.reading import check_file, file_digest
 from distillkit.data.tasks import Task
+from distillkit.encoder import folder_digest
 from distillkit.errors import ConfigError
 from distillkit.losses.base import LossStack
 from distillkit.model import StudentSource, TeacherSource, TrainableTeacherSource
-from distillkit.settings import Phase, RunConfig, Section
+from distillkit.settings import Phase, RunConfig, Section, TinybertAugment
 from distillkit.types import Access
 
 _SILENT = (None, TeacherSource.fingerprint, StudentSource.fingerprint)
@@ -53,8 +55,22 @@ def contents(config: RunConfig, base: Path, task: Task, teacher: TeacherSource) 
         found["teacher"] = task.train.digest
     for index, phase in enumerate(config.phases, start=1):
         name = "student" if len(config.phases) == 1 else f"student-{index}"
-        found[name] = task.train.digest if phase.corpus is None else corpus_digest(phase.corpus, base=base)
+        found[name] = _read_by(phase, base, task)
     return found
+
+
+def _read_by(phase: Phase, base: Path, task: Task) -> str:
+    """Digest of what a phase reads: the task's rows or a corpus, rows and models that it adds to them."""
+    rows = task.train.digest if phase.corpus is None else corpus_digest(phase.corpus, base=base)
+    augment = phase.augment
+    vectors = augment.vectors if isinstance(augment, TinybertAugment) else None
+    more = [base / path for path in (phase.unlabelled, vectors) if path is not None]
+    for path in more:
+        check_file(path)
+    contents = [file_digest(path) for path in more]
+    if augment is not None and augment.model is not None:
+        contents.append(folder_digest(base / augment.model))
+    return digest(rows, *contents) if contents else rows
 
 
 def trainings(data: Mapping[str, str], stages: Mapping[str, str]) -> dict[str, Training]:

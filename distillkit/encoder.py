@@ -318,7 +318,7 @@ def load_masked(folder: Path) -> Encoder:
             f"the folder holds no whole masked language model: {len(missing)} weights are missing "
             f"({', '.join(missing[:10])})",
             where=str(folder),
-            hint="an mlm task needs a teacher that was trained on masked tokens",
+            hint="take one that was trained on masked tokens",
         )
     return Encoder(model, head)
 

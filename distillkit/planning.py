@@ -22,9 +22,10 @@ from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
 from distillkit import catalog, preflight
+from distillkit.augmenting import Augmentation, Place, sample
 from distillkit.data.batching import Encoded, TaskFeed, encode
 from distillkit.data.corpora import documents
-from distillkit.data.tasks import KINDS, Rows, Task, load_task
+from distillkit.data.tasks import KINDS, Rows, Task, load_task, load_unlabelled
 from distillkit.estimates import BYTES_FIXED, ModelCost, free_memory, model_cost, step_cost
 from distillkit.losses.base import TEACHER, LossStack
 from distillkit.losses.gold import Gold
@@ -185,7 +186,13 @@ def plan(loaded: Loaded) -> Plan:
             losses=tuple(_loss_plans(draft)),
             layer_map=preflight.meetings(prospect),
             stages=stages,
-            findings=(judged, *found, *_unknown(encoded), *_too_large(stages, draft.device)),
+            findings=(
+                judged,
+                *found,
+                *_extra_rows(draft, Path(cache)),
+                *_unknown(encoded),
+                *_too_large(stages, draft.device),
+            ),
             notes=task.notes,
         )
 
@@ -305,8 +312,38 @@ def _student_stages(draft: _Draft) -> Iterator[StagePlan]:
 
 
 def _rows(phase: Phase, draft: _Draft) -> int:
+    """Rows of a phase; of the copies of a row as many as are asked for, though some may be left out."""
     if phase.corpus is None:
-        return len(draft.named.task.train)
-    kind = KINDS[draft.named.task.labels.kind]
-    found = documents(phase.corpus, base=draft.base)
-    return sum(1 for document in found for _ in kind.unlabelled(document))
+        rows = len(draft.named.task.train)
+    else:
+        kind = KINDS[draft.named.task.labels.kind]
+        found = documents(phase.corpus, base=draft.base)
+        rows = sum(1 for document in found for _ in kind.unlabelled(document))
+    if phase.unlabelled is not None:
+        rows += len(load_unlabelled(draft.named.config.task, phase.unlabelled, base=draft.base)[0])
+    return rows if phase.augment is None else rows * (1 + phase.augment.copies)
+
+
+def _extra_rows(draft: _Draft, cache: Path) -> Iterator[Finding]:
+    """How many rows each phase reads where that is not the task's own number, and some of its copies, where
+    the model that makes them is there already.
+    """
+    config, task = draft.named.config, draft.named.task
+    for number, phase in enumerate(config.phases, start=1):
+        if phase.unlabelled is None and phase.augment is None:
+            continue
+        place = "distill" if len(config.phases) == 1 else f"distill, phase {number}"
+        about = "up to " if phase.augment is not None else ""
+        yield Finding("fact", place, f"it reads {about}{_rows(phase, draft):,} rows")
+        if phase.augment is not None and phase.augment.model is not None:
+            how = Augmentation.of(phase.augment, draft.base, draft.base, config)
+            for before, after in sample(_head(task.train), how, _unwatched(cache)):
+                yield Finding("fact", place, f"augment: {_quoted(before)} -> {_quoted(after)}")
+
+
+def _quoted(texts: Sequence[str]) -> str:
+    return " | ".join(f"{text!r:.200}" for text in texts)
+
+
+def _unwatched(cache: Path) -> Place:
+    return Place(torch.device("cpu"), cache, check=lambda: None, tell=lambda done, total: None)

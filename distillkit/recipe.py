@@ -23,7 +23,7 @@ from distillkit import document
 from distillkit.document import Keys
 from distillkit.errors import ConfigError, DistillkitError, ErrorGroup, SecurityError
 from distillkit.registry import did_you_mean
-from distillkit.settings import RunConfig
+from distillkit.settings import Phase, RunConfig
 
 Components = Callable[[Collection[str]], type[RunConfig]]
 """The names that a recipe uses -> RunConfig with the settings of every registered component."""
@@ -355,6 +355,8 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[Keys, str, str]]:
         if phase.batch.micro > phase.batch.examples:
             problem = f"batch.micro: {phase.batch.micro} is more than batch.examples: {phase.batch.examples}"
             yield (*at, "batch", "micro"), f"{_dotted(at)}.{problem}", "every part needs an example"
+        for key, problem, hint in _extra_rows(config, phase):
+            yield (*at, key), f"{_dotted(at)}.{problem}", hint
         for name, loss in phase.losses.items():
             here: Keys = (*at, "losses", name)
             if task.kind not in loss.kinds:
@@ -365,6 +367,33 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[Keys, str, str]]:
             if phase.corpus is not None and loss.needs_labels and task.kind != "mlm":
                 problem = f"{_dotted(here)}: {loss.use} needs labels, and corpus: {phase.corpus} has none"
                 yield here, problem, "leave it out of this phase, or train on the task's rows"
+
+
+def _extra_rows(config: RunConfig, phase: Phase) -> Iterator[tuple[str, str, str]]:
+    """(key, problem, hint) of rows that a phase adds to the task's and that nothing could teach."""
+    kind = config.task.kind
+    for key, added in (("unlabelled", phase.unlabelled), ("augment", phase.augment)):
+        if added is not None and kind in ("token_classification", "mlm"):
+            problem = f"{key} and task.kind: {kind} contradict each other: it adds whole texts"
+            yield key, problem, "leave it out; it is for classification and regression"
+    if phase.corpus is not None and phase.unlabelled is not None:
+        problem = f"unlabelled: {phase.unlabelled} and corpus: {phase.corpus} contradict each other"
+        yield "unlabelled", problem, "unlabelled rows are added to the task's; a corpus takes their place"
+    copies = phase.augment is not None and phase.augment.labels == "none"
+    if phase.unlabelled is not None or copies:
+        yield from _untaught(config, phase, "unlabelled" if phase.unlabelled is not None else "augment")
+
+
+def _untaught(config: RunConfig, phase: Phase, key: str) -> Iterator[tuple[str, str, str]]:
+    """(key, problem, hint) of rows without labels that no loss, or not every one, could use."""
+    names = [name for name, loss in phase.losses.items() if loss.needs_labels]
+    more = ", or set augment.labels: keep" if key == "augment" else ""
+    if len(names) == len(phase.losses):
+        problem = f"{key} adds rows without labels, and every loss needs labels"
+        yield key, problem, f"add a loss that asks the teacher{more}"
+    elif names and config.task.kind == "regression":
+        problem = f"{key} adds rows without targets, which {names[0]} needs; it cannot leave rows out"
+        yield key, problem, f"leave the loss out{more}"
 
 
 def _origins(draft: _Draft) -> dict[str, str]:

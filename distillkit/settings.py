@@ -301,16 +301,80 @@ class CacheSettings(Section):
     limit_gb: Positive = Field(default=20.0, description="largest size on disk, in 10^9 bytes")
 
 
+class Augment(Section):
+    """Extra rows: copies of a phase's rows in which words are replaced, made once before its training."""
+
+    mechanical = frozenset({"model"})  # counts by its content
+    model: Folder | None = Field(
+        default=None,
+        description="Hugging Face folder with a masked language model; default: what this run's teacher was "
+        "pretrained to",
+    )
+    copies: Count = Field(
+        default=20, description="copies of each row; those that equal it or each other are left out"
+    )
+    candidates: Count = Field(
+        default=15, description="words that a word may be replaced by, the likeliest ones"
+    )
+    probability: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.4, description="of replacing a word in a copy"
+    )
+    stop_words: Literal["english", "none"] | list[str] = Field(
+        default="english",
+        description="words that are never replaced, in lower case: a built-in list, or your own",
+    )
+    labels: Literal["none", "keep"] = Field(
+        default="none",
+        description="none: only the teacher answers a copy, whose label may have changed; keep: it has the "
+        "row's label",
+    )
+
+
+class TinybertAugment(Augment):
+    """TinyBERT's augmentation (Jiao et al. 2020): each word by one that the model finds
+    likely in its place.
+    """
+
+    mechanical = frozenset({"model", "vectors"})
+    use: Literal["tinybert"] = Field(description="the way words are replaced")
+    vectors: str | None = Field(
+        default=None,
+        description="file of word vectors (GloVe or word2vec text format) for words of several pieces; "
+        "default: the model's own embeddings of the rows' words",
+    )
+
+
+class MaskedAugment(Augment):
+    """Contextual augmentation (Wu et al. 2019): the chosen words of a copy are masked all at once and drawn
+    from the model.
+    """
+
+    use: Literal["masked"] = Field(description="the way words are replaced")
+    probability: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.15, description="of replacing a word in a copy"
+    )
+
+
 class Phase(Section):
     """One phase of distillation: its data, losses and settings."""
 
-    mechanical = frozenset({"corpus", "save_every", "cache"})  # a cache counts by what it rounds
+    mechanical = frozenset(
+        {"corpus", "unlabelled", "save_every", "cache"}
+    )  # a cache counts by what it rounds
     losses: Annotated[dict[Name, LossComponent], Field(min_length=1)] = Field(
         description="name -> loss; all are added up"
     )
     corpus: str | None = Field(
         default=None,
         description="train on the unlabelled sentences of this corpus instead of the task's rows",
+    )
+    unlabelled: str | None = Field(
+        default=None,
+        description="file (csv, tsv, jsonl, parquet, each also .gz) with the task's text columns; its rows, "
+        "which only the teacher answers, are added to the task's",
+    )
+    augment: Annotated[TinybertAugment | MaskedAugment, Field(discriminator="use")] | None = Field(
+        default=None, description="add copies of the phase's rows in which words are replaced"
     )
     epochs: Count = Field(default=3, description="passes over the phase's data")
     cache: CacheSettings | None = Field(

@@ -13,7 +13,7 @@ from distillkit import catalog
 from distillkit.errors import ConfigError, DistillkitError, ErrorGroup
 from distillkit.interchange import Interchange
 from distillkit.losses.base import TEACHER, LossStack
-from distillkit.model import StudentSource, TeacherSource
+from distillkit.model import StudentSource, TeacherSource, TrainableTeacherSource
 from distillkit.settings import Labels, RunConfig
 from distillkit.teachers.answers import WHERE, Packing
 from distillkit.types import Access, Spec
@@ -40,6 +40,7 @@ def check_access(
     for index, stack in enumerate(stacks):
         if config.phases[index].cache is not None:
             _check_cached(stack)
+        _check_augment(config, index, teacher)
         for name, loss in stack.terms.items():
             where = _place(config, index, name)
             if loss.needs_teacher and loss.needs.access > teacher.access:
@@ -109,6 +110,19 @@ def raise_all(errors: Sequence[DistillkitError]) -> None:
         raise errors[0] if len(errors) == 1 else ErrorGroup(list(errors))
 
 
+def _check_augment(config: RunConfig, index: int, teacher: TeacherSource) -> None:
+    """Raise ConfigError where words are to be replaced and there is no masked language model to ask."""
+    augment = config.phases[index].augment
+    if augment is None or augment.model is not None:
+        return
+    if not isinstance(teacher, TrainableTeacherSource) or teacher.pretrain is None:
+        raise ConfigError(
+            "this run's teacher is not pretrained here, so there is no masked language model to ask",
+            where=f"{_phase(config, index)}.augment.model",
+            hint="give the Hugging Face folder of one",
+        )
+
+
 def _check_cached(stack: LossStack) -> None:
     """Raise ConfigError where the answers that a phase asks for cannot be kept, or none are asked for."""
     if not stack.needs_teacher:
@@ -127,6 +141,7 @@ def _place(config: RunConfig, index: int, loss: str) -> str:
 
 
 def _phase(config: RunConfig, index: int) -> str:
+    """The path of a phase in the recipe."""
     return f"distill.{index}" if isinstance(config.distill, list) else "distill"
 
 

@@ -24,12 +24,14 @@ from transformers import PreTrainedTokenizerBase
 
 from distillkit import evaluate, preflight
 from distillkit.answers import KEPT
+from distillkit.augmenting import Augmentation, Place, augment, check_model
 from distillkit.bench.measure import Backend, Role, Variant
 from distillkit.bench.measure import bench as measure_all
 from distillkit.bench.timing import Opened
+from distillkit.data.augment import joined
 from distillkit.data.batching import Encoded, Feed, TaskFeed, encode, measured
 from distillkit.data.corpora import documents
-from distillkit.data.tasks import Rows, Task, unlabelled_rows
+from distillkit.data.tasks import Rows, Task, load_unlabelled, unlabelled_rows
 from distillkit.data.tokenizers import load_tokenizer
 from distillkit.digests import Training, digest
 from distillkit.encoder import Encoder
@@ -58,7 +60,15 @@ from distillkit.report.facts import RunFacts, flat_settings, load_bench
 from distillkit.report.gather import Judged, task_facts
 from distillkit.report.page import write_report
 from distillkit.rundir import RunDir
-from distillkit.settings import BatchSettings, FinetuneSettings, Labels, Phase, PretrainSettings, RunConfig
+from distillkit.settings import (
+    Augment,
+    BatchSettings,
+    FinetuneSettings,
+    Labels,
+    Phase,
+    PretrainSettings,
+    RunConfig,
+)
 from distillkit.signals import Signals
 from distillkit.stacks import bind, interchange_of
 from distillkit.teachers.cached import Keep, check_unchanging, record
@@ -197,8 +207,20 @@ def check(job: Job) -> None:
         job.progress.say(f"warning: {warning.place}: {warning.sentence}")
     if job.world.main:
         job.run.write_json(PREFLIGHT, {"findings": [asdict(finding) for finding in found]})
+    for phase in job.config.phases:
+        _check_extra_rows(job, phase)
     if any(phase.cache is not None and phase.corpus is None for phase in job.config.phases):
         check_unchanging(job.encoded(job.task.train))
+
+
+def _check_extra_rows(job: Job, phase: Phase) -> None:
+    """Read the rows that a phase adds, and open the model that makes more, as far as they are there."""
+    if phase.unlabelled is not None:
+        _, notes = load_unlabelled(job.config.task, phase.unlabelled, base=job.loaded.base)
+        for note in notes:
+            job.progress.say(note)
+    if phase.augment is not None and phase.augment.model is not None:
+        check_model(_augmentation(job, phase.augment), _watched(job))
 
 
 def pretrain(job: Job) -> Save:
@@ -272,7 +294,7 @@ def student(job: Job) -> Save:
     for index, (name, phase, stack) in enumerate(zip(names, job.config.phases, job.stacks, strict=True)):
         torch.manual_seed(keyed_seed(job.config.seed, name))  # first weights of projections
         bind(job.config, index, stack, student=model.spec, teacher=fixed.spec)
-        feed = _task_feed(job, phase.batch) if phase.corpus is None else _corpus_feed(job, name, phase)
+        feed = TaskFeed(job.encoded(_rows(job, name, phase)), phase.batch, seed=job.config.seed)
         told = _kept(job, phase, stack, fixed, feed)
         swapped = interchange_of(job.config, index, stack, student=model.spec, teacher=fixed.spec)
         program = Distillation(model, stack, {TEACHER: told}, swapped)
@@ -484,11 +506,37 @@ def _task_feed(job: Job, settings: BatchSettings) -> TaskFeed:
     return TaskFeed(job.encoded(job.task.train), settings, seed=job.config.seed)
 
 
-def _corpus_feed(job: Job, name: str, phase: Phase) -> TaskFeed:
+def _rows(job: Job, name: str, phase: Phase) -> Rows:
+    """What a phase trains on: the task's rows or a corpus, rows without labels, and copies of all of them."""
+    rows = job.task.train if phase.corpus is None else _corpus_rows(job, name, phase.corpus)
+    if phase.unlabelled is not None:
+        more, _ = load_unlabelled(job.config.task, phase.unlabelled, base=job.loaded.base)
+        rows = joined(rows, more)
+    if phase.augment is None:
+        return rows
+    with job.world.main_first():
+        made = augment(rows, _augmentation(job, phase.augment), _watched(job))
+    job.progress.say(f"{name}: {len(made) - len(rows):,} copies of {len(rows):,} rows")
+    return made
+
+
+def _augmentation(job: Job, settings: Augment) -> Augmentation:
+    return Augmentation.of(settings, job.folder("pretrain"), job.loaded.base, job.config)
+
+
+def _watched(job: Job) -> Place:
+    """Where copies of rows are made; a signal stops between two batches."""
+    return Place(
+        device=job.device,
+        cache=job.cache,
+        check=lambda: job.signals.check("while rows were augmented; every whole part is kept"),
+        tell=lambda done, total: job.progress.say(f"augment: {done:,} of {total:,} rows"),
+    )
+
+
+def _corpus_rows(job: Job, name: str, corpus: str) -> Rows:
     """A corpus as unlabelled rows."""
-    assert phase.corpus is not None
-    rows = unlabelled_rows(job.task, job.documents(phase.corpus), job.trainings[name].data)
-    return TaskFeed(job.encoded(rows), phase.batch, seed=job.config.seed)
+    return unlabelled_rows(job.task, job.documents(corpus), job.trainings[name].data)
 
 
 def _tokenizer_texts(job: Job) -> Iterator[str]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -307,9 +308,8 @@ class _Loop:
         self.program.train()
         if self.state.index >= self.feed.num_steps(self.state.epoch):  # forced onto fewer rows
             self.state = replace(self.state, epoch=self.state.epoch + 1, index=0)
-        first = self.feed.step(self.state.epoch, self.state.index)[0].to(self.device)
         torch.manual_seed(_key(self.settings, self.state.step, 0))
-        self.program.check(first)
+        self.program.check(self._telling().to(self.device))
         self.wrapped = self.parallel.wrap(self.program)
         self.optimizer = build_optimizer(self.program, self.settings.optimizer)
         checkpoint.load_slots(self.program, self.optimizer, slots)
@@ -318,6 +318,18 @@ class _Loop:
         self.scaler = self.accelerator.scaler
         if self.scaler is not None and self.state.scaler:
             self.scaler.load_state_dict(dict(self.state.scaler))
+
+    def _telling(self) -> Batch:
+        """A batch to check the terms on: the first from here on, around the epoch, in which every term counts
+        something, for a batch may well hold no labelled row; the next one where there is none.
+        """
+        epoch, index = self.state.epoch, self.state.index
+        steps = chain(range(index, self.feed.num_steps(epoch)), range(index))
+        batches = (batch for step in steps for batch in self.feed.step(epoch, step))
+        return next(
+            (batch for batch in batches if batch.labels is None or all(self.program.counts(batch).values())),
+            self.feed.step(epoch, index)[0],
+        )
 
     def _steps(self) -> None:
         clock, self.began = time.monotonic(), self.state
@@ -418,6 +430,8 @@ class _Loop:
 
     def _log(self, terms: Mapping[str, Tensor], norm: float, micros: list[Batch], window: _Window) -> None:
         values = {name: float(value) for name, value in self._over_ranks(terms).items()}
+        acting = {name for micro in micros for name, count in self.program.counts(micro).items() if count}
+        shown = {name: value for name, value in values.items() if name in acting}
         step = self.state.step
         pace = (self.state.seconds - self.began.seconds) / (step - self.began.step)
         record: dict[str, Any] = {
@@ -425,8 +439,8 @@ class _Loop:
             "step": step,
             "epoch": self.state.epoch,
             "total": sum(self.program.weights[name] * value for name, value in values.items()),
-            "terms": values,
-            "weighted": {name: self.program.weights[name] * value for name, value in values.items()},
+            "terms": shown,
+            "weighted": {name: self.program.weights[name] * value for name, value in shown.items()},
             "lr": lr_at(step - 1, self.total, self.settings.optimizer),
             "grad_norm": norm if math.isfinite(norm) else None,
             "tokens_per_s": window.speed,

@@ -321,6 +321,30 @@ class MaskedLanguageModel(Kind):
         return None
 
 
+class _Unlabelled(Kind):
+    """Whole texts that no answer stands beside; a label column is not read."""
+
+    def read(self, settings: TaskSettings, source: str, split: str, base: Path) -> Table:
+        table = read_table(
+            base / source,
+            text_columns(settings),
+            encoding=settings.encoding,
+            delimiter=settings.delimiter,
+            skip=settings.on_bad_row == "skip",
+        )
+        nothing: list[Any] = [None] * len(table.lines)
+        return replace(table, columns={**table.columns, settings.label: nothing})
+
+    def labels(self, settings: TaskSettings, train: Table) -> Labels:
+        return Labels(kind=settings.kind)
+
+    def answer(self, cell: Any, labels: Labels, texts: tuple[str, ...]) -> None:
+        return None
+
+    def array(self, answers: Sequence[Any]) -> None:
+        return None
+
+
 KINDS: Mapping[str, Kind] = {
     "classification": Classification(),
     "regression": Regression(),
@@ -370,6 +394,17 @@ def unlabelled_rows(task: Task, documents: Iterable[Sequence[str]], digest: str)
     kind = KINDS[task.labels.kind]
     texts = tuple(texts for document in documents for texts in kind.unlabelled(document))
     return Rows(np.arange(len(texts)), texts, None, digest, task.train.layout)
+
+
+def load_unlabelled(settings: TaskSettings, source: str, *, base: Path) -> tuple[Rows, tuple[str, ...]]:
+    """The rows of a file in the form of the task's own, without labels, and what was noticed.
+
+    Raises DataError (3), or ConfigError (2) for a text column that is not there.
+    """
+    kind = _Unlabelled()
+    table = kind.read(settings, source, "train", base)
+    rows, notes = _rows(settings, kind, kind.labels(settings, table), table)
+    return rows, (*table.notes, *notes)
 
 
 def text_columns(settings: TaskSettings) -> tuple[str, ...]:
