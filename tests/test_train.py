@@ -13,12 +13,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from tiny import encoder, feed
+from tiny import encoded, encoder, feed
 from torch import Tensor
 from training import StopAfter, digest, program, run, settings
 
+from distillkit.data.batching import TaskFeed
 from distillkit.errors import (
     ConfigError,
     DivergedError,
@@ -31,9 +33,9 @@ from distillkit.losses.base import Loss, LossStack
 from distillkit.losses.gold import Gold
 from distillkit.model import FixedTeacher, Teacher
 from distillkit.progress import Quiet
-from distillkit.settings import OptimizerSettings, RuntimeSettings, Schedule
+from distillkit.settings import BatchSettings, OptimizerSettings, RuntimeSettings, Schedule
 from distillkit.train import Distillation, make_accelerator, take_step
-from distillkit.types import Batch, Outputs, Step, Swap, Want
+from distillkit.types import IGNORED, Batch, Outputs, Step, Swap, Want
 
 
 def weights(made: torch.nn.Module) -> Tensor:
@@ -69,6 +71,21 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(tmp_path: Path, st
         json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
     ]
     assert steps == list(range(1, result.steps + 1))
+
+
+def test_a_run_goes_on_where_no_row_with_a_label_is_left_in_the_epoch(tmp_path: Path) -> None:
+    """A term on labels is checked on a batch that has some, and stands in the log of no step without."""
+    rows = encoded(tmp_path / "cache", count=12)
+    batch, seed = BatchSettings(tokens=400, examples=2), 5
+    (first, *_) = TaskFeed(rows, batch, seed=seed).step(0, 1)
+    labels = np.where(np.isin(rows.ids, first.ids[:1]), 1, IGNORED)
+    data, how = TaskFeed(replace(rows, labels=labels), batch, seed=seed), settings(save_every=1, log_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", data=data, how=how, progress=StopAfter(4))
+    run(tmp_path / "cut", data=data, how=how)
+    records = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    told = ["gold" in record["terms"] for record in records]
+    assert len(told) == 12 and told[:6] == [False, True, False, False, False, False] and sum(told) == 2
 
 
 def test_the_time_left_follows_the_speed_of_this_process(
