@@ -49,7 +49,7 @@ from distillkit.teachers.cached import Keep, record
 from distillkit.train import Distillation, Hooks, TrainSettings, resolve_precision, train
 from distillkit.types import Batch, Outputs, Spec, Step
 
-SEED, BATCH, WARMUP, STEPS, TURNS = 5, 32, 5, 20, 7
+SEED, BATCH, WARMUP, STEPS, TURNS = 5, 32, 5, 20, 5
 SHAPE = {"vocab": 30522, "width": 384, "heads": 12}
 PAIRS = [(0, 0), (1, 2), (2, 4), (3, 6)]
 LABELS = Labels(kind="classification", names=("no", "yes"))
