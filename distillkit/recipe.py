@@ -436,8 +436,13 @@ def _lines(values: Mapping[str, Any], origins: Mapping[str, str], at: Keys, dept
 
 
 def _scalar(value: Any) -> str:
-    """A value on one line, as JSON, which YAML 1.2 reads; a plain word stays plain."""
-    if isinstance(value, str) and _NAME.fullmatch(value) and document.scalar(value) == value:
+    """A value on one line, as JSON, which YAML 1.2 reads; a plain word that begins with no dash stays plain."""
+    if (
+        isinstance(value, str)
+        and not value.startswith("-")
+        and _NAME.fullmatch(value)
+        and document.scalar(value) == value
+    ):
         return value
     text = json.dumps(value, ensure_ascii=False)
     return "".join(sign if sign.isprintable() else f"\\U{ord(sign):08x}" for sign in text)

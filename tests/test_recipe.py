@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
@@ -177,6 +177,7 @@ def test_the_saved_form_loads_to_the_same_config(tmp_path: Path) -> None:
 
 
 @given(st.text(max_size=20), st.lists(st.text(max_size=8), min_size=2, max_size=2, unique=True))
+@example("-", ["---", "0"])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_survives_being_saved(tmp_path: Path, label: str, columns: list[str]) -> None:
     """Control characters, quotes, emoji, line separators: the saved config must be the config that ran."""
