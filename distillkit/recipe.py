@@ -436,7 +436,7 @@ def _lines(values: Mapping[str, Any], origins: Mapping[str, str], at: Keys, dept
 
 
 def _scalar(value: Any) -> str:
-    """A value on one line, as JSON, which YAML 1.2 reads; a plain word without a dash in front stays plain."""
+    """A value on one line, as JSON, which YAML 1.2 reads; a plain word with no dash in front stays so."""
     if (
         isinstance(value, str)
         and not value.startswith("-")
