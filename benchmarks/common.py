@@ -50,7 +50,8 @@ def write_result(name: str, content: Mapping[str, Any], lines: Sequence[str]) ->
     """results/NAME.json with everything, results/NAME.md for people."""
     RESULTS.mkdir(exist_ok=True)
     facts = {"date": date.today().isoformat(), "machine": machine(int(content.get("seed", 0))), **content}
-    (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
+    written = json.dumps(facts, indent=1).replace(str(DATA), "../shared/data")  # wherever it lay
+    (RESULTS / f"{name}.json").write_text(written + "\n")
     place = facts["machine"]
     head = [
         f"{place['cpu']}, {place['cores']} cores, {place['threads']} threads, {place['memory_gb']} GB; "

@@ -77,13 +77,12 @@ def main() -> None:
     lines += [f"Largest difference of the artifact to PyTorch: {told.parity['max_abs_difference']:.2e}."]
     content = {
         "seed": SEED,
-        "config": settings,
+        "config": {**settings, "task": "sst2 of the data folder"},
         "teacher": {key: vars(value) for key, value in told.teacher.metrics.items()},
         "student": {key: vars(value) for key, value in told.student.metrics.items()},
         "timings": told.timings,
         "parity": told.parity["max_abs_difference"],
     }
-    content["config"] = {**settings, "task": "sst2 of the data folder"}
     write_result("sst2", content, lines)
 
 
