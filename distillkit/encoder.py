@@ -61,6 +61,8 @@ class Encoder(Student):
         unread = "token_type_ids" if self.spec.num_segments == 1 else ""  # RoBERTa takes them: zeros only
         self._accepted = tuple(name for name in accepted if name != unread)
         self._blocks = _blocks(model, self.spec.num_layers)
+        self._projections = [_projections(block) for block in self._blocks]
+        self.spec = replace(self.spec, attention=all(self._projections))
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -78,8 +80,9 @@ class Encoder(Student):
             for index, change in (swap or {}).items():
                 hooks.enter_context(_changed(self._blocks[index], change))
             if want.attention:
-                for index, block in enumerate(self._blocks):
-                    for part, module in _projections(block).items():
+                _check_attention(self.spec)
+                for index, parts in enumerate(self._projections):
+                    for part, module in parts.items():
                         hooks.enter_context(_read(module, projected, (index, part)))
             if want.access >= Access.ALL_STATES:
                 hooks.enter_context(_read_input(self._blocks[0], states, 0))
@@ -404,19 +407,23 @@ def _first(output: Any) -> Tensor:
 
 
 def _projections(block: nn.Module) -> dict[str, nn.Module]:
-    """The three linear maps that make a block's queries, keys and values.
-
-    Raises ModelError where the block has none of its own under a name that is known.
+    """The three linear maps that make a block's queries, keys and values; empty where it has none of their
+    own under a name that is known.
     """
     named = {name.rsplit(".", 1)[-1]: part for name, part in block.named_modules()}
     for names in _PROJECTIONS:
         if all(name in named for name in names):
             return {part: named[name] for part, name in zip(_PARTS, names, strict=True)}
-    raise ModelError(
-        "queries, keys and values were not found in the blocks of this model",
-        where="model",
-        hint="it computes them together; use a loss on hidden states instead",
-    )
+    return {}
+
+
+def _check_attention(spec: Spec) -> None:
+    if not spec.attention:
+        raise ModelError(
+            "queries, keys and values were not found in the blocks of this model",
+            where="model",
+            hint="it computes them together; use a loss on hidden states instead",
+        )
 
 
 def _heads(states_BLD: Tensor, num_heads: int) -> Tensor:

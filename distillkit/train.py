@@ -29,7 +29,14 @@ from torch import Tensor, nn
 
 from distillkit import checkpoint
 from distillkit.data.batching import Feed
-from distillkit.errors import ConfigError, DivergedError, MissingError, ResourceError, StoppedError
+from distillkit.errors import (
+    ConfigError,
+    DivergedError,
+    MissingError,
+    ModelError,
+    ResourceError,
+    StoppedError,
+)
 from distillkit.interchange import Interchange, run_twice
 from distillkit.losses.base import LossStack, gradient_shares, joined
 from distillkit.metrics import LOWER_IS_BETTER
@@ -41,7 +48,7 @@ from distillkit.progress import Progress
 from distillkit.rundir import MetricsLog
 from distillkit.settings import OptimizerSettings, RuntimeSettings
 from distillkit.signals import Signals
-from distillkit.types import Access, Batch, Reads, Step
+from distillkit.types import Access, Batch, Outputs, Reads, Step
 
 MOST_SKIPPED = 50
 """Steps in a row that the fp16 scaler may skip for an overflow before the training counts as diverged."""
@@ -621,12 +628,30 @@ def keyed_seed(*key: str | int) -> int:
 
 
 def _check_teachers(step: Step, reads: Reads) -> None:
+    """Raise for answers, of a base or a swapped run, that would train the teacher, or are not finite."""
     for name, outputs in step.teachers.items():
-        states = range(len(outputs.hidden)) if reads.states is None else reads.states
-        for tensor in (outputs.logits, *(outputs.hidden[state] for state in states)):
+        for tensor in _read(outputs, reads):
+            if tensor.requires_grad:
+                raise ModelError(
+                    f"teacher {name!r} gives answers that carry a gradient: the loss would train it",
+                    where="teacher",
+                    hint="Teacher.outputs runs under torch.no_grad, or detaches what it returns",
+                )
             if not bool(torch.isfinite(tensor).all()):
                 raise DivergedError(
                     f"teacher {name!r} gives NaN or infinity (example ids {step.batch.ids.tolist()[:8]})",
                     where="teacher",
                     hint="nothing was trained; look at the teacher's weights",
                 )
+    if step.counterfactual is not None:
+        _check_teachers(step.counterfactual, reads)
+
+
+def _read(outputs: Outputs, reads: Reads) -> Iterator[Tensor]:
+    """What the losses read of a teacher's answers."""
+    yield outputs.logits
+    for state in range(len(outputs.hidden)) if reads.states is None else reads.states:
+        yield outputs.hidden[state]
+    for block in range(len(outputs.attention)) if reads.blocks is None else reads.blocks:
+        shown = outputs.attention[block]
+        yield from (shown.query, shown.key, shown.value)

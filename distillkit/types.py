@@ -180,7 +180,9 @@ class Step:
 class Spec:
     """Sizes of a model, known before any forward. `num_labels` is 1 for regression.
 
-    num_segments: kinds of `token_type_ids` that it tells apart; 1: it does not read them.
+    num_segments: kinds of `token_type_ids` that it tells apart; 1: it does not read them. attention: whether
+    it
+        shows the queries, keys and values of its blocks (`Outputs.attention`).
     """
 
     num_layers: int
@@ -191,6 +193,7 @@ class Spec:
     num_labels: int
     max_length: int
     num_segments: int = 1
+    attention: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ are `[B, L, D]` and needed where the spec names N layers. The first batch is che
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ class Custom(TeacherSource):
     def __init__(
         self, function: Function, *, spec: Spec, version: str, tokenizer: Path | None = None
     ) -> None:
-        self.function, self.spec, self.version, self.folder = function, spec, version, tokenizer
+        self.function, self.version, self.folder = function, version, tokenizer
+        self.spec = replace(spec, attention=False)  # a callable names logits and states, and nothing else
         self.access = Access.ALL_STATES if spec.num_layers else Access.SCORES
 
     def fingerprint(self) -> str:

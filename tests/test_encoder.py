@@ -15,12 +15,14 @@ from transformers import (
     AutoModelForSequenceClassification,
     DistilBertConfig,
     ElectraConfig,
+    ModernBertConfig,
     RobertaConfig,
     T5Config,
 )
 
 from distillkit.encoder import Encoder, fresh, load_body, spec_of, stored_weights
-from distillkit.errors import DistillkitError, ModelError
+from distillkit.errors import ConfigError, DistillkitError, ModelError
+from distillkit.losses.minilm import Minilm
 from distillkit.model import FixedTeacher, Material
 from distillkit.settings import FinetuneSettings, Initialise, Labels
 from distillkit.students.transformer import Transformer
@@ -116,6 +118,20 @@ def test_other_families_have_the_same_form(tmp_path: Path, settings: object) -> 
         scores = ours.query @ ours.key.transpose(-1, -2) / ours.query.shape[-1] ** 0.5 + hidden_B11L
         assert ours.value.shape == ours.query.shape
         assert torch.allclose(scores.softmax(-1), weights, atol=1e-6)
+
+
+def test_a_model_that_computes_them_in_one_product_shows_no_queries_keys_and_values(tmp_path: Path) -> None:
+    """It must be known before a teacher is trained: `bind` asks the spec."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+    fused = ModernBertConfig(vocab_size=120, max_position_embeddings=32, **sizes, **ids)
+    model = fresh(fused, LABELS).eval()
+    assert not model.spec.attention and encoder().spec.attention
+    assert len(model.outputs(batch(tmp_path), want=ALL).hidden) == 3
+    with pytest.raises(ModelError, match="queries, keys and values"):
+        model.outputs(batch(tmp_path), want=Want(access=Access.ALL_STATES, attention=True))
+    with pytest.raises(ConfigError, match="the teacher shows no queries"):
+        Minilm().bind(encoder().spec, {"teacher": model.spec})
 
 
 def test_an_encoder_decoder_is_refused_in_words() -> None:

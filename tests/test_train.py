@@ -26,6 +26,7 @@ from distillkit.errors import (
     DivergedError,
     IntegrityError,
     MissingError,
+    ModelError,
     ResourceError,
     StoppedError,
 )
@@ -233,6 +234,20 @@ def test_a_teacher_that_gives_nan_is_named_before_the_student_is_touched(tmp_pat
     with pytest.raises(DivergedError, match="teacher 'teacher' gives NaN"):
         run(tmp_path, made=made)
     assert digest(made) == before
+
+
+class Attached(Counting):
+    def outputs(self, batch: Batch, *, want: Want, swap: Swap | None = None) -> Outputs:
+        told = self.inner.outputs(batch, want=want)
+        return replace(told, logits=told.logits * torch.ones(1, requires_grad=True))
+
+
+def test_a_teacher_whose_answers_carry_a_gradient_is_refused(tmp_path: Path) -> None:
+    """The student's loss would train it, and fall because the teacher drifts towards the student."""
+    good = program()
+    made = Distillation(good.student, good.stack, {"teacher": Attached(FixedTeacher(encoder(1)))})
+    with pytest.raises(ModelError, match="carry a gradient"):
+        run(tmp_path, made=made)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])

@@ -38,8 +38,8 @@ class AttentionScores(Loss):
 
     def bind(self, student: Spec, teachers: Mapping[str, Spec]) -> None:
         teacher = teachers[TEACHER]
-        check_attention(student.num_layers * student.num_heads, "student")
-        check_attention(teacher.num_layers * teacher.num_heads, "teacher")
+        check_attention(student, "student")
+        check_attention(teacher, "teacher")
         check_heads(student, teacher, "use minilm_v2, which cuts both into the same relation heads")
         self.pairs = layer_pairs(
             self.layer_map, student_layers=student.num_layers, teacher_layers=teacher.num_layers, first=1

@@ -37,7 +37,7 @@ class CausalCosine(Loss):
         return batch.num_tokens
 
     def compared(self) -> Sequence[Compared]:
-        return [Compared("state", *self.last, self.projections.words)]
+        return [Compared("state", *self.last, self.projections.words(1))]
 
     def forward(self, step: Step) -> Tensor:
         swapped = counterfactual_of(step)

@@ -8,20 +8,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from distillkit.losses.base import TEACHER, Loss
-from distillkit.losses.trust import check_trust, trust_weights
+from distillkit.losses.trust import check_trust, num_judged, trusted_mean
 from distillkit.settings import Trust
-from distillkit.types import Access, Reads, Spec, Step, Want
+from distillkit.types import Access, Batch, Reads, Spec, Step, Want
 
 
-def hard_label_loss(student_NV: Tensor, teacher_NV: Tensor, weights_N: Tensor | None = None) -> Tensor:
-    """Mean cross-entropy of the student against the teacher's most likely class (Touvron et al. 2021, DeiT,
+def hard_label_terms(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
+    """`[N]` cross-entropy of the student against the teacher's most likely class (Touvron et al. 2021, DeiT,
     section 4, hard-label distillation; without its equal split with the gold labels: weights do that here).
-
-    weights_N: what each answer counts for, in a mean over all of them.
     """
-    terms_N = functional.cross_entropy(student_NV.float(), teacher_NV.argmax(dim=-1), reduction="none")
-    weighted_N = terms_N if weights_N is None else terms_N * weights_N
-    return weighted_N.sum() / max(1, len(terms_N))
+    return functional.cross_entropy(student_NV.float(), teacher_NV.argmax(dim=-1), reduction="none")
 
 
 class HardLabels(Loss):
@@ -48,6 +44,9 @@ class HardLabels(Loss):
         """Which logit is largest, and how likely that is where the teacher's confidence counts."""
         return Reads(temperatures=frozenset({1.0} if self.trust == "confidence" else ()))
 
+    def count(self, batch: Batch) -> int:
+        return num_judged(batch, self.trust)
+
     def forward(self, step: Step) -> Tensor:
-        weights_N = trust_weights(step, self.trust)
-        return hard_label_loss(step.student.logits, step.teachers[TEACHER].logits, weights_N)
+        terms_N = hard_label_terms(step.student.logits, step.teachers[TEACHER].logits)
+        return trusted_mean(terms_N, step, self.trust)

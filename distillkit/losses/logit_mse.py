@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from distillkit.losses.base import TEACHER, Loss
-from distillkit.losses.trust import check_trust, trust_weights
+from distillkit.losses.trust import check_trust, num_judged, trusted_mean
 from distillkit.settings import Trust
-from distillkit.types import Access, Spec, Step, Want
+from distillkit.types import Access, Batch, Spec, Step, Want
 
 
 def logit_distance(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
@@ -38,6 +38,9 @@ class LogitMse(Loss):
     def bind(self, student: Spec, teachers: Mapping[str, Spec]) -> None:
         check_trust(self.trust, student)
 
+    def count(self, batch: Batch) -> int:
+        return num_judged(batch, self.trust)
+
     def forward(self, step: Step) -> Tensor:
         distance_N = logit_distance(step.student.logits, step.teachers[TEACHER].logits)
-        return (distance_N * trust_weights(step, self.trust)).sum() / max(1, len(distance_N))
+        return trusted_mean(distance_N, step, self.trust)

@@ -31,8 +31,8 @@ class Minilm(Loss):
 
     def bind(self, student: Spec, teachers: Mapping[str, Spec]) -> None:
         teacher = teachers[TEACHER]
-        self.mine = chosen_block(self.student_block, student.num_layers * bool(student.num_heads), "student")
-        self.told = chosen_block(self.teacher_block, teacher.num_layers * bool(teacher.num_heads), "teacher")
+        self.mine = chosen_block(self.student_block, student, "student")
+        self.told = chosen_block(self.teacher_block, teacher, "teacher")
         check_heads(student, teacher, "use minilm_v2, which cuts both into the same relation heads")
 
     def reads(self) -> Reads:

@@ -48,8 +48,8 @@ class MinilmV2(Loss):
 
     def bind(self, student: Spec, teachers: Mapping[str, Spec]) -> None:
         teacher = teachers[TEACHER]
-        self.mine = chosen_block(self.student_block, student.num_layers * bool(student.num_heads), "student")
-        self.told = chosen_block(self.teacher_block, teacher.num_layers * bool(teacher.num_heads), "teacher")
+        self.mine = chosen_block(self.student_block, student, "student")
+        self.told = chosen_block(self.teacher_block, teacher, "teacher")
         both = math.gcd(student.hidden_dim, teacher.hidden_dim)
         self.heads = self.relation_heads or max(n for n in range(1, _MOST_HEADS + 1) if both % n == 0)
         if both % self.heads:

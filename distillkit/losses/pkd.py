@@ -81,7 +81,8 @@ class Pkd(Loss):
         return batch.num_examples
 
     def compared(self) -> Sequence[Compared]:
-        return [Compared("state", low, high, self.projections.words) for low, high in self.pairs]
+        how = self.projections.words(len(self.pairs))
+        return [Compared("state", low, high, how) for low, high in self.pairs]
 
     def forward(self, step: Step) -> Tensor:
         mine, told = step.student.hidden, step.teachers[TEACHER].hidden

@@ -55,24 +55,27 @@ def split_heads(states_BHLd: Tensor, num_heads: int) -> Tensor:
     return joined_BLD.view(B, L, num_heads, H * d // num_heads).transpose(1, 2)
 
 
-def chosen_block(given: int | None, depth: int, side: str) -> int:
+def chosen_block(given: int | None, model: Spec, side: str) -> int:
     """Index into `Outputs.attention` of a block numbered from 1; the last where none is given.
 
-    Raises ConfigError for a model without attention, or a block that it does not have.
+    Raises ConfigError for a model that shows no attention, or a block that it does not have.
     """
-    check_attention(depth, side)
-    if given is not None and given > depth:
+    check_attention(model, side)
+    if given is not None and given > model.num_layers:
         raise ConfigError(
-            f"{side} block {given} does not exist", where=f"{side}_block", hint=f"1 to {depth} (the last)"
+            f"{side} block {given} does not exist",
+            where=f"{side}_block",
+            hint=f"1 to {model.num_layers} (the last)",
         )
-    return (given or depth) - 1
+    return (given or model.num_layers) - 1
 
 
-def check_attention(depth: int, side: str) -> None:
-    """Raises ConfigError for a model without blocks of attention."""
-    if depth == 0:
+def check_attention(model: Spec, side: str) -> None:
+    """Raises ConfigError for a model that shows no queries, keys and values."""
+    if not model.attention:
         raise ConfigError(
-            f"the {side} has no attention", hint="use a loss on scores, or on hidden states where it has some"
+            f"the {side} shows no queries, keys and values: it has none, or computes them in one product",
+            hint="use a loss on scores, or on hidden states where it has some",
         )
 
 

@@ -16,9 +16,9 @@ from torch.nn import functional
 from distillkit.errors import ConfigError
 from distillkit.losses.base import TEACHER, Loss
 from distillkit.losses.gold import squared_error
-from distillkit.losses.trust import check_trust, trust_weights
+from distillkit.losses.trust import check_trust, num_judged, trusted_mean
 from distillkit.settings import Trust
-from distillkit.types import Access, Reads, Spec, Step, Want
+from distillkit.types import Access, Batch, Reads, Spec, Step, Want
 
 _TINY = 1e-7
 """Least mass that the classes beyond the top k are taken to have: log(0) has no gradient."""
@@ -91,9 +91,12 @@ class ScoreLoss(Loss):
         """`[N]` between logits, at this temperature, without T^2."""
         raise NotImplementedError
 
+    def count(self, batch: Batch) -> int:
+        return num_judged(batch, self.trust)
+
     def forward(self, step: Step) -> Tensor:
         student_NV, teacher_NV = step.student.logits, step.teachers[TEACHER].logits
         if student_NV.shape[-1] == 1:
             return squared_error(student_NV, teacher_NV.squeeze(-1))
-        terms_N = self.divergence(student_NV, teacher_NV) * trust_weights(step, self.trust)
-        return terms_N.sum() / max(1, len(terms_N)) * self.temperature**2
+        terms_N = self.divergence(student_NV, teacher_NV)
+        return trusted_mean(terms_N, step, self.trust) * self.temperature**2

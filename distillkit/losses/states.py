@@ -35,16 +35,14 @@ class Projections(nn.Module):
                 where="projection",
                 hint="add projection: linear",
             )
-        self.shared = kind == "shared"
         count = {"shared": 1, "linear": num_pairs, "auto": num_pairs if differ else 0, "none": 0}[kind]
         self.maps = nn.ModuleList(_linear(student.hidden_dim, teacher.hidden_dim) for _ in range(count))
 
-    @property
-    def words(self) -> str:
+    def words(self, num_pairs: int) -> str:
         """What is between two states."""
         if not len(self.maps):
             return ""
-        return "one linear map for all" if self.shared else "a linear map"
+        return "one linear map for all" if len(self.maps) < num_pairs else "a linear map"
 
     def forward(self, state_BLD: Tensor, pair: int) -> Tensor:
         if not len(self.maps):
@@ -73,16 +71,14 @@ class StateLoss(Loss):
 
     def bind(self, student: Spec, teachers: Mapping[str, Spec]) -> None:
         teacher = teachers[TEACHER]
-        closest = self.layer_map == "closest"
         self.pairs = layer_pairs(
             "uniform" if self.layer_map == "closest" else self.layer_map,
             student_layers=student.num_layers,
             teacher_layers=teacher.num_layers,
         )
-        kind = "shared" if closest and self.projection in ("auto", "linear") else self.projection
-        if closest and self.projection == "auto" and student.hidden_dim == teacher.hidden_dim:
-            kind = "none"
-        self.projections = Projections(kind, student, teacher, len(self.pairs))
+        # which block meets which is known in the forward only, so that no pair can have a map of its own
+        maps = 1 if self.layer_map == "closest" else len(self.pairs)
+        self.projections = Projections(self.projection, student, teacher, maps)
 
     def reads(self) -> Reads:
         return Reads(states=frozenset(high for _, high in self.pairs))
@@ -92,7 +88,7 @@ class StateLoss(Loss):
 
     def compared(self) -> Sequence[Compared]:
         chosen = self.layer_map == "closest"
-        how = self.projections.words
+        how = self.projections.words(len(self.pairs))
         return [Compared("state", None if chosen else low, high, how) for low, high in self.pairs]
 
     def distance(self, student_BLD: Tensor, teacher_BLD: Tensor) -> Tensor:

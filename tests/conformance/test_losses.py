@@ -63,6 +63,7 @@ def spec_of(outputs: Outputs) -> Spec:
         vocab_size=1,
         num_labels=outputs.logits.shape[-1],
         max_length=64,
+        attention=True,
     )
 
 

@@ -32,6 +32,7 @@ def spec(layers: int, width: int, heads: int = 2) -> Spec:
         vocab_size=1,
         num_labels=2,
         max_length=8,
+        attention=heads > 0,
     )
 
 
@@ -167,5 +168,5 @@ def test_impossible_blocks_and_heads_are_refused(loss: Minilm, words: str) -> No
 
 @pytest.mark.parametrize("loss", [Minilm(), MinilmV2(), AttentionScores()])
 def test_a_model_without_attention_is_refused(loss: Minilm) -> None:
-    with pytest.raises(ConfigError, match="the student has no attention"):
+    with pytest.raises(ConfigError, match="the student shows no queries"):
         loss.bind(spec(2, 8, heads=0), {"teacher": spec(2, 16)})

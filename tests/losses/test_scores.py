@@ -121,6 +121,8 @@ def test_trust_weighs_each_answer_of_the_teacher(make: type) -> None:
         sum(w * t for w, t in zip(sure, terms, strict=True)) / 4, rel=1e-5
     )
     assert right.needs_labels and not confidence.needs_labels
+    some = replace(step, batch=replace(step.batch, labels=torch.where(torch.arange(4) < 2, labels, IGNORED)))
+    assert float(right(some)) == pytest.approx(terms[0] / 2, rel=1e-5) and right.count(some.batch) == 2
     unlabelled = replace(step, batch=replace(step.batch, labels=None))
     with pytest.raises(ConfigError, match="needs labels"):
         right(unlabelled)
