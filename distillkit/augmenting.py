@@ -10,18 +10,16 @@ whatever the training's precision is, in batches that depend on the texts alone.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distillkit import files
@@ -47,9 +45,10 @@ from distillkit.data.batching import sequential_batches
 from distillkit.data.reading import check_file, file_digest, text_lines
 from distillkit.data.tasks import Rows
 from distillkit.data.tokenizers import load_tokenizer
-from distillkit.encoder import folder_digest, load_masked, usable_positions
+from distillkit.encoder import Encoder, folder_digest, load_masked
 from distillkit.errors import DataError
 from distillkit.settings import Augment, RunConfig, TinybertAugment
+from distillkit.types import Batch, Want
 
 BATCH_TOKENS = 8192
 """Tokens that the model reads at once, padding included."""
@@ -123,13 +122,13 @@ def augment(rows: Rows, how: Augmentation, place: Place) -> Rows:
 
 def open_replacer(rows: Rows, how: Augmentation, place: Place) -> Replacer:
     """The model, and what it needs to replace words in these rows."""
-    model = load_masked(how.model).model.to(place.device).eval()
+    model = load_masked(how.model).to(place.device).eval()
     base = _base(how, model, place)
     if not isinstance(how.settings, TinybertAugment):
         return MaskedWords(base)
     known, count = known_words(base.marker, rows, place.check), how.settings.candidates
     if how.vectors is None:
-        return TinyBert(base, neighbours_by_pieces(known, _embeddings(model), count))
+        return TinyBert(base, neighbours_by_pieces(known, _embeddings(model.model), count))
     return TinyBert(base, neighbours_by_vectors(known, how.vectors, count))
 
 
@@ -143,14 +142,14 @@ def sample(rows: Rows, how: Augmentation, place: Place) -> list[tuple[Texts, Tex
 def check_model(how: Augmentation, place: Place) -> None:
     """Raise ModelError or DataError where the model or the vectors cannot be used, before anything is
     trained."""
-    _base(how, load_masked(how.model).model, place)
+    _base(how, load_masked(how.model), place)
     if how.vectors is not None:
         read_vectors(how.vectors, ())
 
 
-def _base(how: Augmentation, model: PreTrainedModel, place: Place) -> Base:
+def _base(how: Augmentation, model: Encoder, place: Place) -> Base:
     settings, tokenizer = how.settings, load_tokenizer(how.model)
-    vocabulary, positions = whole_words(tokenizer), usable_positions(model.config)
+    vocabulary, positions = whole_words(tokenizer), model.spec.max_length
     framed = frame(tokenizer, pair=isinstance(settings, TinybertAugment))
     return Base(
         settings=settings,
@@ -170,7 +169,7 @@ class MaskedModel:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: Encoder,
         tokenizer: PreTrainedTokenizerBase,
         words: Collection[int],
         candidates: int,
@@ -178,9 +177,8 @@ class MaskedModel:
     ) -> None:
         self.model, self.check = model, check
         self.pad = int(tokenizer.pad_token_id)
-        self.words = torch.tensor(sorted(words), device=model.device)
+        self.words = torch.tensor(sorted(words), device=model.model.device)
         self.candidates = min(candidates, len(words) - 1)
-        self.names = set(inspect.signature(model.forward).parameters)
 
     def __call__(self, questions: Sequence[Question]) -> Answers:
         lengths = np.asarray([len(question.tokens) for question in questions], dtype=np.int64)
@@ -208,36 +206,26 @@ class MaskedModel:
         return self.words[chosen_PM].cpu().numpy(), shares_PM.cpu().numpy()
 
     def _scores(self, questions: Sequence[Question]) -> Tensor:
-        """`[P, V]` logits of the masked places. What the body returns is cut down to them before the model's
-        own head sees it.
-        """
+        """`[P, V]` logits of the masked places."""
         width = max(len(question.tokens) for question in questions)
         ids_BL = np.full((len(questions), width), self.pad, dtype=np.int64)
-        types_BL, mask_BL = np.zeros_like(ids_BL), np.zeros_like(ids_BL)
-        masked_BL = np.zeros(ids_BL.shape, dtype=np.bool_)
+        types_BL = np.zeros_like(ids_BL)
+        mask_BL, masked_BL = (np.zeros(ids_BL.shape, dtype=np.bool_) for _ in range(2))
         for row, question in enumerate(questions):
             size = len(question.tokens)
-            ids_BL[row, :size], types_BL[row, :size], mask_BL[row, :size] = question.tokens, question.types, 1
+            ids_BL[row, :size], types_BL[row, :size] = question.tokens, question.types
+            mask_BL[row, :size] = True
             masked_BL[row, list(question.places)] = True
-        arrays = {"input_ids": ids_BL, "attention_mask": mask_BL, "token_type_ids": types_BL}
-        inputs = {
-            name: torch.from_numpy(array).to(self.model.device)
-            for name, array in arrays.items()
-            if name in self.names
-        }
-        where_BL = torch.from_numpy(masked_BL).to(self.model.device)
-
-        def cut(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            output.last_hidden_state = output.last_hidden_state[where_BL].unsqueeze(0)
-            return output
-
-        handle = self.model.base_model.register_forward_hook(cut)
-        try:
-            with torch.inference_mode():
-                logits: Tensor = self.model(**inputs, return_dict=True).logits
-        finally:
-            handle.remove()
-        return logits[0].float()
+        arrays = {"input_ids": ids_BL, "attention_mask": mask_BL.astype(np.int64), "token_type_ids": types_BL}
+        batch = Batch(
+            inputs={name: torch.from_numpy(array) for name, array in arrays.items()},
+            labels=None,
+            mask=torch.from_numpy(mask_BL),
+            ids=torch.arange(len(questions)),
+            scored=torch.from_numpy(masked_BL),
+        )
+        with torch.inference_mode():
+            return self.model.outputs(batch.to(self.words.device), want=Want()).logits
 
 
 @dataclass(frozen=True)

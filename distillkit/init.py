@@ -115,6 +115,15 @@ def render(look: Look, output: Path) -> str:
 
 _CUT = "`distillkit plan` says how many rows are cut"
 _LONGER = {"mlm": "sentences of a document are packed up to it"}
+_STUDENT = (
+    "student:",
+    "  use: transformer",
+    "  layers: 2",
+    "  initialise: {from: teacher, layers: [2, 4]}   # start from these blocks of the teacher",
+    "",
+    "distill:",
+    "  epochs: 3",
+)
 _MODELS = (
     "teacher:",
     "  use: bert              # or: {use: pretrained, path: folder-of-a-hugging-face-encoder, finetune: {}}",
@@ -124,13 +133,7 @@ _MODELS = (
     "  #   steps: 5000",
     "  finetune: {epochs: 3}",
     "",
-    "student:",
-    "  use: transformer",
-    "  layers: 2",
-    "  initialise: {from: teacher, layers: [2, 4]}   # start from these blocks of the teacher",
-    "",
-    "distill:",
-    "  epochs: 3",
+    *_STUDENT,
     "  losses:                # all are added up; `distillkit list losses` shows what there is",
 )
 _CLASS_LOSSES = (
@@ -143,8 +146,6 @@ _NUMBER_LOSSES = (
     "    soft: {use: logits, weight: 0.7}                 # the teacher's answers",
     "    states: {use: hidden_cosine}                     # how the teacher sees every token",
 )
-
-
 _CORPUS_MODELS = (
     "teacher:",
     "  use: bert              # or: {use: pretrained, path: folder-of-a-hugging-face-masked-language-model}",
@@ -153,13 +154,7 @@ _CORPUS_MODELS = (
     "    corpus: CORPUS",
     "    steps: 5000",
     "",
-    "student:",
-    "  use: transformer",
-    "  layers: 2",
-    "  initialise: {from: teacher, layers: [2, 4]}   # start from these blocks of the teacher",
-    "",
-    "distill:",
-    "  epochs: 3",
+    *_STUDENT,
     "  losses:                # as DistilBERT weighs them; `distillkit list losses` shows what there is",
     "    gold: {use: gold, weight: 2}                     # the tokens that stood there",
     "    soft: {use: logits, weight: 5, temperature: 2}   # what the teacher thinks of every token",

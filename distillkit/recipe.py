@@ -28,7 +28,7 @@ from distillkit.settings import Phase, RunConfig
 Components = Callable[[Collection[str]], type[RunConfig]]
 """The names that a recipe uses -> RunConfig with the settings of every registered component."""
 HEADER = "# resolved by distillkit; paths are relative to: "
-_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _METRICS = {
     "classification": ("accuracy", "macro_f1", "mcc"),
     "regression": ("pearson", "spearman"),
@@ -436,13 +436,8 @@ def _lines(values: Mapping[str, Any], origins: Mapping[str, str], at: Keys, dept
 
 
 def _scalar(value: Any) -> str:
-    """A value on one line, as JSON, which YAML 1.2 reads; a plain word with no dash in front stays so."""
-    if (
-        isinstance(value, str)
-        and not value.startswith("-")
-        and _NAME.fullmatch(value)
-        and document.scalar(value) == value
-    ):
+    """A value on one line, as JSON, which YAML 1.2 reads; a plain word stays plain."""
+    if isinstance(value, str) and _NAME.fullmatch(value) and document.scalar(value) == value:
         return value
     text = json.dumps(value, ensure_ascii=False)
     return "".join(sign if sign.isprintable() else f"\\U{ord(sign):08x}" for sign in text)

@@ -582,8 +582,9 @@ def _interchange_accuracy(job: Job, model: Teacher, fixed: Teacher) -> dict[str,
     told = job.predict(Intervened(fixed, made, made.teacher_swap), samples)
     mine = job.predict(Intervened(model, made, made.student_swap), samples)
     found = evaluate.agreement(labels, told, mine)
-    plain = evaluate.agreement(labels, job.predict(fixed, samples), told)
-    return {**found, **({"changed": 1 - plain["same"]} if "same" in plain else {})}
+    plain = np.load(job.folder("teacher") / ANSWERS, allow_pickle=False)
+    same = evaluate.agreement(labels, plain, told)
+    return {**found, **({"changed": 1 - same["same"]} if "same" in same else {})}
 
 
 def _gate(job: Job, fixed: Teacher) -> None:

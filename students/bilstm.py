@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from distillkit.errors import ConfigError
-from distillkit.model import Material, Student, StudentSource, Teacher
-from distillkit.settings import Count, Fraction, Labels
-from distillkit.students.layers import Layered, Sizes, check_table, load_layered, max_pool, start_table
-from distillkit.students.vocabulary import check_size, open_saved, renumbered
+from distillkit.settings import Count, Fraction
+from distillkit.students.layers import Layered, LayeredSource, Sizes, max_pool
 
 
-class Bilstm(StudentSource):
+class Bilstm(LayeredSource):
     """A bidirectional LSTM with max pooling, the student of Tang et al. (2019) with the pooling of InferSent.
 
     "Distilling Task-Specific Knowledge from BERT into Simple Neural Networks" (arXiv 1903.12136, section 3.1)
@@ -47,27 +43,8 @@ class Bilstm(StudentSource):
         self.layers, self.width, self.embedding = layers, width, embedding or width
         self.vocabulary, self.dropout, self.initialise = vocabulary, dropout, initialise
 
-    def build(
-        self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, teacher: Teacher
-    ) -> Student:
-        if self.initialise:
-            check_table(teacher, self.embedding)
-        sizes = Sizes(
-            rows=check_size(tokenizer, self.vocabulary),
-            embedding=self.embedding,
-            width=self.width,
-            layers=self.layers,
-            num_labels=labels.num_labels,
-            max_length=max(max_length, teacher.spec.max_length),
-            dropout=self.dropout,
-        )
-        return renumbered(_model(sizes), tokenizer, self.vocabulary)
-
-    def start(self, student: Student, material: Material) -> None:
-        start_table(student, material, from_teacher=self.initialise is not None)
-
-    def load(self, folder: Path) -> Student:
-        return open_saved(folder, lambda folder: load_layered(folder, _model))
+    def model(self, sizes: Sizes) -> Layered:
+        return Layered(sizes, [BothWays(sizes.width, sizes.dropout) for _ in range(sizes.layers)], max_pool)
 
 
 class BothWays(nn.Module):
@@ -99,7 +76,3 @@ def reversal(mask_BL: Tensor) -> Tensor:
 
 def _reorder(states_BLD: Tensor, order_BL: Tensor) -> Tensor:
     return states_BLD.gather(1, order_BL[..., None].expand(-1, -1, states_BLD.shape[-1]))
-
-
-def _model(sizes: Sizes) -> Layered:
-    return Layered(sizes, [BothWays(sizes.width, sizes.dropout) for _ in range(sizes.layers)], max_pool)

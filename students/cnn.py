@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import PreTrainedTokenizerBase
 
 from distillkit.errors import ConfigError
-from distillkit.model import Material, Student, StudentSource, Teacher
-from distillkit.settings import Count, Fraction, Kernels, Labels
-from distillkit.students.layers import Layered, Sizes, check_table, load_layered, max_pool, start_table
-from distillkit.students.vocabulary import check_size, open_saved, renumbered
+from distillkit.settings import Count, Fraction, Kernels
+from distillkit.students.layers import Layered, LayeredSource, Sizes, max_pool
 
 
-class Cnn(StudentSource):
+class Cnn(LayeredSource):
     """A convolutional network with max pooling over time (Kim 2014), and dilated residual layers on top.
 
     "Convolutional Neural Networks for Sentence Classification" (section 2) has one layer. Departures: a
@@ -54,28 +50,9 @@ class Cnn(StudentSource):
         self.embedding, self.vocabulary = embedding or width, vocabulary
         self.dropout, self.initialise = dropout, initialise
 
-    def build(
-        self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, teacher: Teacher
-    ) -> Student:
-        if self.initialise:
-            check_table(teacher, self.embedding)
-        sizes = Sizes(
-            rows=check_size(tokenizer, self.vocabulary),
-            embedding=self.embedding,
-            width=self.width,
-            layers=self.layers,
-            num_labels=labels.num_labels,
-            max_length=max(max_length, teacher.spec.max_length),
-            dropout=self.dropout,
-            kernels=self.kernels,
-        )
-        return renumbered(_model(sizes), tokenizer, self.vocabulary)
-
-    def start(self, student: Student, material: Material) -> None:
-        start_table(student, material, from_teacher=self.initialise is not None)
-
-    def load(self, folder: Path) -> Student:
-        return open_saved(folder, lambda folder: load_layered(folder, _model))
+    def model(self, sizes: Sizes) -> Layered:
+        further = [Residual(FilterBank(sizes, 2**layer)) for layer in range(1, sizes.layers)]
+        return Layered(sizes, [FilterBank(sizes, 1), *further], max_pool)
 
 
 class FilterBank(nn.Module):
@@ -119,8 +96,3 @@ def _shares(sizes: Sizes) -> list[int]:
     """Filters of each kernel width."""
     each, left = divmod(sizes.width, len(sizes.kernels))
     return [each + (index < left) for index in range(len(sizes.kernels))]
-
-
-def _model(sizes: Sizes) -> Layered:
-    further = [Residual(FilterBank(sizes, 2**layer)) for layer in range(1, sizes.layers)]
-    return Layered(sizes, [FilterBank(sizes, 1), *further], max_pool)

@@ -9,20 +9,30 @@ from __future__ import annotations
 
 import copy
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from distillkit.encoder import Encoder, stored_weights
 from distillkit.errors import ConfigError, ModelError
-from distillkit.model import FixedTeacher, Material, Student, Teacher
+from distillkit.model import FixedTeacher, Material, Student, StudentSource, Teacher
 from distillkit.settings import Labels
-from distillkit.students.vocabulary import Renumbered, choose, count, shared
+from distillkit.students.vocabulary import (
+    Renumbered,
+    check_size,
+    choose,
+    count,
+    open_saved,
+    renumbered,
+    shared,
+)
 from distillkit.types import Access, Batch, Outputs, Spec, Swap, Want
 
 SPREAD = 0.15
@@ -63,7 +73,7 @@ Pool = Callable[[Tensor, Tensor], Tensor]
 
 
 class Layered(Student):
-    """table -> blocks -> pool over real tokens -> head; a token task's head reads each scored token instead.
+    """table -> blocks -> pool over real tokens -> head.
 
     `hidden[0]` is the table's output, widened to D by a linear map where the table is narrower (as in ALBERT,
     Lan et al. 2020, section 3.1).
@@ -86,14 +96,10 @@ class Layered(Student):
         for index, block in enumerate(self.blocks):
             state = block(states[-1], batch.mask)
             states.append(swap[index](state) if swap and index in swap else state)
-        answers = self._answers(states[-1], batch)
+        answers = self.pool(states[-1], batch.mask)
         shown = {Access.ALL_STATES: states, Access.FINAL_STATES: states[-1:]}
         hidden = shown.get(min(want.access, Access.ALL_STATES), [])
         return Outputs(logits=self.head(self.dropout(answers)).float(), hidden=tuple(hidden))
-
-    def _answers(self, states_BLD: Tensor, batch: Batch) -> Tensor:
-        """`[N, D]`: what the head reads, a row for each answer."""
-        return self.pool(states_BLD, batch.mask) if batch.scored is None else states_BLD[batch.scored]
 
     def embedded(self, ids_BL: Tensor) -> Tensor:
         states: Tensor = self.dropout(self.widen(self.table(ids_BL)))
@@ -123,6 +129,47 @@ class ExportableLayered(nn.Module):
             states_BLD = block(states_BLD, mask_BL)
         logits: Tensor = self.model.head(self.model.pool(states_BLD, mask_BL))
         return logits
+
+
+class LayeredSource(StudentSource):
+    """Base of the sources of such students: a subclass sets these fields in its `__init__`, and makes the
+    blocks.
+    """
+
+    layers: int
+    width: int
+    embedding: int
+    vocabulary: int | None
+    dropout: float
+    initialise: Literal["teacher"] | None
+    kernels: tuple[int, ...] = ()
+
+    @abstractmethod
+    def model(self, sizes: Sizes) -> Layered:
+        """A fresh student of these sizes."""
+
+    def build(
+        self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, teacher: Teacher
+    ) -> Student:
+        if self.initialise:
+            check_table(teacher, self.embedding)
+        sizes = Sizes(
+            rows=check_size(tokenizer, self.vocabulary),
+            embedding=self.embedding,
+            width=self.width,
+            layers=self.layers,
+            num_labels=labels.num_labels,
+            max_length=max(max_length, teacher.spec.max_length),
+            dropout=self.dropout,
+            kernels=self.kernels,
+        )
+        return renumbered(self.model(sizes), tokenizer, self.vocabulary)
+
+    def start(self, student: Student, material: Material) -> None:
+        start_table(student, material, from_teacher=self.initialise is not None)
+
+    def load(self, folder: Path) -> Student:
+        return open_saved(folder, lambda folder: load_layered(folder, self.model))
 
 
 def max_pool(states_BLD: Tensor, mask_BL: Tensor) -> Tensor:
