@@ -73,7 +73,7 @@ Pool = Callable[[Tensor, Tensor], Tensor]
 
 
 class Layered(Student):
-    """table -> blocks -> pool over real tokens -> head.
+    """table -> blocks -> pool over real tokens -> head; a token task's head reads each scored token instead.
 
     `hidden[0]` is the table's output, widened to D by a linear map where the table is narrower (as in ALBERT,
     Lan et al. 2020, section 3.1).
@@ -96,10 +96,14 @@ class Layered(Student):
         for index, block in enumerate(self.blocks):
             state = block(states[-1], batch.mask)
             states.append(swap[index](state) if swap and index in swap else state)
-        answers = self.pool(states[-1], batch.mask)
+        answers = self._answers(states[-1], batch)
         shown = {Access.ALL_STATES: states, Access.FINAL_STATES: states[-1:]}
         hidden = shown.get(min(want.access, Access.ALL_STATES), [])
         return Outputs(logits=self.head(self.dropout(answers)).float(), hidden=tuple(hidden))
+
+    def _answers(self, states_BLD: Tensor, batch: Batch) -> Tensor:
+        """`[N, D]`: what the head reads, a row for each answer."""
+        return self.pool(states_BLD, batch.mask) if batch.scored is None else states_BLD[batch.scored]
 
     def embedded(self, ids_BL: Tensor) -> Tensor:
         states: Tensor = self.dropout(self.widen(self.table(ids_BL)))
