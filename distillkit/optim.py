@@ -53,4 +53,9 @@ def clip_gradient(module: nn.Module, largest: float) -> Tensor:
     """Scale all gradients so that their global norm is at most `largest`; returns the norm before, on the
     device.
     """
-    return gather(torch.nn.utils.clip_grad_norm_(module.parameters(), largest))
+    parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    whole = gather(norm)
+    if not whole <= largest:  # what is short enough is not passed over
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return whole

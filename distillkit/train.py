@@ -28,7 +28,9 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from distillkit import checkpoint
+from distillkit.allocator import freed_memory_kept
 from distillkit.data.batching import Feed
+from distillkit.dropout import seeded_dropout
 from distillkit.errors import (
     ConfigError,
     DivergedError,
@@ -258,6 +260,7 @@ class _Loop:
         self.accelerator = make_accelerator(settings.runtime)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
+        self.fast_dropout = self.device.type == "cpu" and not settings.runtime.compile
         program.to(self.device)
         program.place(self.device)
         self.parallel = parallel(settings.runtime, self.accelerator)
@@ -297,7 +300,7 @@ class _Loop:
         if start:
             self.hooks.progress.say(f"{settings.stage}: going on after step {start} of {self.total}")
         if start < self.total or self.state.unevaluated:
-            with enough_memory(settings.stage):
+            with enough_memory(settings.stage), freed_memory_kept():
                 self._prepare(slots)
                 if self.state.unevaluated:
                     self._evaluate()
@@ -381,9 +384,10 @@ class _Loop:
             # ranks exchange parameters and gradients together: one without a share takes part with weight 0
             absent = turn >= len(mine)
             index = 0 if absent else mine[turn]
-            torch.manual_seed(_key(self.settings, self.state.step, index))
+            key = _key(self.settings, self.state.step, index)
             with self.parallel.exchanging(turn + 1 == rounds):
-                total, shares = self.wrapped(micros[index].to(self.device), totals)
+                with seeded_dropout(key, fast=self.fast_dropout):
+                    total, shares = self.wrapped(micros[index].to(self.device), totals)
                 factor = 0.0 if absent else float(self.world)  # ranks' gradients are averaged; shares add up
                 self.accelerator.backward(total * factor if factor != 1.0 else total)
             for name, share in shares.items():

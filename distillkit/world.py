@@ -6,6 +6,7 @@ Started alone, a run is rank 0 of 1 and nothing here does anything. Started by t
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ class World:
             if on_gpu:
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
+            atexit.register(_leave)  # else its threads may abort the process as it exits
         return cls(rank, size)
 
     @property
@@ -58,3 +60,8 @@ class World:
         yield
         if self.main:
             self.wait()
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -22,6 +22,7 @@ from distillkit.parallel import parallel
 from distillkit.progress import Quiet
 from distillkit.settings import RuntimeSettings
 from distillkit.train import make_accelerator
+from distillkit.world import World
 
 
 class Terminate(Quiet):
@@ -41,6 +42,7 @@ def held(module: nn.Module) -> int:
 def main(folder: Path, kind: str) -> None:
     how = settings(save_every=1000, log_every=1)
     runtime = RuntimeSettings.model_validate({**how.runtime.model_dump(), "parallel": kind})
+    World.join(runtime)
     how = replace(how, runtime=runtime)
     whole, result = run(folder / "whole", how=how)
     stopped = False
