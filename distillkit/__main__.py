@@ -5,4 +5,9 @@ import sys
 from distillkit.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if "torch.distributed" in sys.modules:  # --help does without
+        from distillkit.world import leave
+
+        leave(code)
+    sys.exit(code)

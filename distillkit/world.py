@@ -6,8 +6,8 @@ Started alone, a run is rank 0 of 1 and nothing here does anything. Started by t
 
 from __future__ import annotations
 
-import atexit
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +40,6 @@ class World:
             if on_gpu:
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
-            atexit.register(_leave)  # else its threads may abort the process as it exits
         return cls(rank, size)
 
     @property
@@ -62,6 +61,14 @@ class World:
             self.wait()
 
 
-def _leave() -> None:
+def leave(code: int) -> None:
+    """End this process if it is one of several; the last thing that a program of ranks does.
+
+    Threads of torch.distributed that outlive Python may abort a process that has done all its work (seen with
+    gloo and sharded parameters in torch 2.13), so Python's own shutdown is left out.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

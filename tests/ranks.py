@@ -22,7 +22,7 @@ from distillkit.parallel import parallel
 from distillkit.progress import Quiet
 from distillkit.settings import RuntimeSettings
 from distillkit.train import make_accelerator
-from distillkit.world import World
+from distillkit.world import World, leave
 
 
 class Terminate(Quiet):
@@ -72,3 +72,4 @@ def main(folder: Path, kind: str) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2])
+    leave(0)
