@@ -192,6 +192,29 @@ def measured(encoded: Encoded) -> Encoded:
     return replace(encoded, tokens=tokens, labels=labels, scoring=LabelledTokens(), digest=digest)
 
 
+def drawn(encoded: Encoded, count: int, *, seed: int) -> Encoded:
+    """`count` of the rows in their order, chosen by the seed; all of them where there are no more."""
+    if len(encoded) <= count:
+        return encoded
+    chosen = np.sort(np.random.default_rng([seed, 0x64726177]).permutation(len(encoded))[:count])
+    kept = np.zeros(len(encoded), dtype=bool)
+    kept[chosen] = True
+    tokens = np.repeat(kept, encoded.lengths)
+    labels = encoded.labels
+    if labels is not None:
+        labels = np.asarray(labels)[tokens if encoded.scoring.by_token else chosen]
+    return replace(
+        encoded,
+        tokens=np.asarray(encoded.tokens)[tokens],
+        types=np.asarray(encoded.types)[tokens],
+        offsets=np.concatenate([[0], np.cumsum(encoded.lengths[chosen])]).astype(np.int64),
+        labels=labels,
+        ids=encoded.ids[chosen],
+        texts=tuple(encoded.texts[row] for row in chosen),
+        digest=hashlib.sha256(f"{encoded.digest} {count} drawn by {seed}".encode()).hexdigest(),
+    )
+
+
 def epoch_plan(
     lengths: NDArray[np.int64], settings: BatchSettings, *, seed: int, epoch: int
 ) -> list[list[NDArray[np.int64]]]:

@@ -145,8 +145,8 @@ class RunFacts:
     """Student minus teacher on the same rows, with paired intervals."""
     agreement: dict[str, float] = field(default_factory=dict)
     interchange: dict[str, float] = field(default_factory=dict)
-    """Agreement under the same interventions on both (`same`, or `pearson`), and the share of the teacher's
-    answers that these change (`changed`)."""
+    """Agreement under the same interventions on both (`same`, or `pearson`), the share of the teacher's
+    answers that these change (`changed`), and how many `rows` that is measured on."""
     outcomes: dict[str, int] = field(default_factory=dict)
     """Answers (rows, words, masked tokens) that both models get right, one of them, or neither."""
     examples: tuple[Example, ...] = ()

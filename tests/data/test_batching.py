@@ -18,6 +18,7 @@ from distillkit.data.batching import (
     Encoded,
     TaskFeed,
     collate,
+    drawn,
     encode,
     epoch_plan,
     sequential_batches,
@@ -362,3 +363,19 @@ def test_a_feed_of_another_order_has_another_digest(encoded: Encoded) -> None:
     ]
     assert len({feed.digest for feed in feeds}) == 3
     assert feeds[0].digest == TaskFeed(encoded, BatchSettings(), seed=0).digest
+
+
+def test_drawn_rows_are_some_of_the_rows_as_they_were(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    whole = encode(some_rows(50, segments=2), tokenizer, max_length=20, cache=tmp_path)
+    some = drawn(whole, 20, seed=1)
+    assert len(some) == 20 and len(set(some.ids)) == 20 and (np.diff(some.ids) > 0).all()
+    assert not np.array_equal(some.ids, whole.ids[:20]), "not just the first ones"
+    mine, theirs = collate(some, np.arange(20)), collate(whole, some.ids - 100)
+    assert all(torch.equal(mine.inputs[name], theirs.inputs[name]) for name in theirs.inputs)
+    assert mine.labels is not None and theirs.labels is not None and torch.equal(mine.labels, theirs.labels)
+    assert mine.texts == theirs.texts
+    assert np.array_equal(drawn(whole, 20, seed=1).ids, some.ids)
+    assert not np.array_equal(drawn(whole, 20, seed=2).ids, some.ids)
+    assert drawn(whole, 50, seed=1) is whole and some.digest != whole.digest

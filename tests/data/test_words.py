@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from tiny import WORDS, tokenizer
 
-from distillkit.data.batching import Encoded, collate, encode
+from distillkit.data.batching import Encoded, collate, drawn, encode
 from distillkit.data.layouts import Words
 from distillkit.data.tasks import Rows, Task, load_task, unlabelled_rows
 from distillkit.errors import ConfigError, DataError
@@ -152,3 +153,13 @@ def test_entity_f1_is_refused_where_tags_begin_no_entity(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="begin no entities"):
         load(tmp_path, rows, metric="entity_f1")
     assert load(tmp_path, rows).labels.names == ("DET", "NOUN")
+
+
+def test_drawn_rows_keep_the_tags_of_their_words(tmp_path: Path) -> None:
+    whole = encoded(load(tmp_path, made(30)).train, tmp_path)
+    some = drawn(whole, 12, seed=3)
+    mine, theirs = collate(some, np.arange(12)), collate(whole, np.flatnonzero(np.isin(whole.ids, some.ids)))
+    assert mine.labels is not None and theirs.labels is not None and torch.equal(mine.labels, theirs.labels)
+    assert torch.equal(mine.inputs["input_ids"], theirs.inputs["input_ids"])
+    assert some.gold is not None and whole.gold is not None
+    assert len(some.gold) == some.num_answers.sum() < len(whole.gold)
