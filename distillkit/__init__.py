@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from distillkit.rundir import RunDir as RunDir
     from distillkit.settings import Labels as Labels
     from distillkit.settings import RunConfig as RunConfig
+    from distillkit.teachers.blackbox import BlackBox as BlackBox
     from distillkit.teachers.custom import Custom as Custom
     from distillkit.types import Access as Access
     from distillkit.types import Batch as Batch
@@ -46,6 +47,7 @@ _WHERE = {
     "RunDir": "rundir",
     "Labels": "settings",
     "RunConfig": "settings",
+    "BlackBox": "teachers.blackbox",
     "Custom": "teachers.custom",
     "Access": "types",
     "Batch": "types",

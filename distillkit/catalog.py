@@ -27,6 +27,7 @@ from distillkit import settings as section
 from distillkit.errors import ConfigError, DistillkitError
 from distillkit.registry import Entry, Registry, at
 from distillkit.settings import (
+    Assistant,
     Component,
     LossComponent,
     Phase,
@@ -43,8 +44,12 @@ _COMPONENTS: dict[str, type[Component]] = {
     "loss": LossComponent,
 }
 _COMMON = {"use", *LossComponent.model_fields, *TeacherComponent.model_fields, *StudentComponent.model_fields}
-_FACTS = ("needs_labels", "kinds")
-"""Class attributes of a loss that a recipe is checked against."""
+_FACTS: dict[str, tuple[str, ...]] = {
+    "loss": ("needs_labels", "kinds"),
+    "teacher": ("mechanical",),
+    "student": (),
+}
+"""Class attributes that a recipe is checked against, and settings that count by what they name alone."""
 _NAMESPACE = {**vars(typing), **vars(section), "Field": Field}
 
 
@@ -86,10 +91,22 @@ def build(kind: str, component: Component, *, base: Path) -> Any:
             continue
         value = getattr(component, name)
         optional = section.Folder in typing.get_args(info.annotation)
+        if isinstance(value, dict | Component):
+            values[name] = _nested(value, base=base)
+            continue
         extra = info.json_schema_extra
         is_folder = optional or (isinstance(extra, dict) and extra.get("format") == "path")
         values[name] = str(base / value) if is_folder and value is not None else value
     return cls(**values)
+
+
+def _nested(value: Any, *, base: Path) -> Any:
+    """The objects that a setting names, one or several by name; other values stay what they are."""
+    if isinstance(value, dict):
+        return {name: _nested(inner, base=base) for name, inner in value.items()}
+    kinds = {cls: kind for kind, cls in _COMPONENTS.items()}
+    kind = next((kind for cls, kind in kinds.items() if isinstance(value, cls)), None)
+    return value if kind is None else build(kind, value, base=base)
 
 
 def components(named: Collection[str] = ()) -> type[RunConfig]:
@@ -106,12 +123,23 @@ def components(named: Collection[str] = ()) -> type[RunConfig]:
     several: Any = typing.Annotated[list[phase], Field(min_length=1), Tag("phases")]
     choice = Discriminator(lambda value: "phases" if isinstance(value, list) else "phase")
     distill: Any = typing.Annotated[one | several, choice]
+    told = Assistant.model_fields
+    assistant: Any = create_model(
+        "Assistant",
+        __base__=Assistant,
+        student=(student | None, Field(default=None, description=told["student"].description)),
+        distill=(distill | None, Field(default=None, description=told["distill"].description)),
+    )
     return create_model(
         "RunConfig",
         __base__=RunConfig,
         teacher=(teacher, Field(description="where the teacher comes from")),
         student=(student, Field(description="what is trained")),
         distill=(distill, Field(description="one phase, or a list of them")),
+        assistants=(
+            list[assistant],
+            Field(default=[], description=RunConfig.model_fields["assistants"].description),
+        ),
     )
 
 
@@ -168,14 +196,17 @@ def _base(kind: str) -> type:
     return {"teacher": TeacherSource, "student": StudentSource, "loss": Loss}[kind]
 
 
-def _union(kind: str) -> Any:
-    models = [_component_model(kind, name, described) for name, described in sorted(_described[kind].items())]
+def _union(kind: str, *, nesting: bool = True) -> Any:
+    """Every component of a kind, told apart by `use`; nesting: also those that are made of teachers."""
+    chosen = {
+        name: described
+        for name, described in sorted(_described[kind].items())
+        if nesting or all(field[0] != section.Teachers for field in described.fields.values())
+    }
+    models = [_component_model(kind, name, described) for name, described in chosen.items()]
     if len(models) == 1:
         return models[0]
-    tagged = tuple(
-        typing.Annotated[model, Tag(name)]
-        for name, model in zip(sorted(_described[kind]), models, strict=True)
-    )
+    tagged = tuple(typing.Annotated[model, Tag(name)] for name, model in zip(chosen, models, strict=True))
     return typing.Annotated[typing.Union[tagged], Discriminator(_used)]  # noqa: UP007 - built at run time
 
 
@@ -186,7 +217,7 @@ def _used(value: Any) -> Any:
 def _component_model(kind: str, name: str, described: Described) -> Any:
     fields: dict[str, Any] = {"use": (Literal[name], Field(description=described.summary))}
     for setting, (annotation, default, sentence) in described.fields.items():
-        fields[setting] = (annotation, Field(default=default, description=sentence))
+        fields[setting] = (_real(annotation), Field(default=default, description=sentence))
     model: Any = create_model(
         f"{camel_case(name)}{kind.capitalize()}",
         __base__=_COMPONENTS[kind],
@@ -196,6 +227,14 @@ def _component_model(kind: str, name: str, described: Described) -> Any:
     for fact, value in described.facts.items():
         setattr(model, fact, value)
     return model
+
+
+def _real(annotation: Any) -> Any:
+    """A setting that names components, with the settings of all that it may name."""
+    if annotation == section.Teachers:
+        member: Any = _union("teacher", nesting=False)
+        return typing.Annotated[dict[section.Name, member], Field(min_length=1)]
+    return _union("student") | None if annotation == section.OptionalStudent else annotation
 
 
 def _register_builtin(kind: str) -> None:
@@ -233,17 +272,17 @@ def _describe(kind: str, cls: ast.ClassDef) -> Described | None:
         assert argument.annotation is not None
         value = ... if default is None else _evaluate(default)
         fields[argument.arg] = (_evaluate(argument.annotation), value, sentences.get(argument.arg, ""))
-    return Described(summary, fields, _facts(cls) if kind == "loss" else {})
+    return Described(summary, fields, _facts(kind, cls))
 
 
-def _facts(cls: ast.ClassDef) -> dict[str, Any]:
+def _facts(kind: str, cls: ast.ClassDef) -> dict[str, Any]:
     """The class attributes that a recipe is checked against, where the class sets them."""
     assigned = [node for node in cls.body if isinstance(node, ast.Assign) and len(node.targets) == 1]
     named = [(node.targets[0], node.value) for node in assigned]
     return {
         target.id: ast.literal_eval(value)
         for target, value in named
-        if isinstance(target, ast.Name) and target.id in _FACTS
+        if isinstance(target, ast.Name) and target.id in _FACTS[kind]
     }
 
 
@@ -281,7 +320,7 @@ def _register_class(kind: str, name: str, cls: Any) -> None:
         default = ... if parameter.default is inspect.Parameter.empty else parameter.default
         fields[parameter.name] = (hints[parameter.name], default, sentences.get(parameter.name, ""))
     REGISTRIES[kind].add(Entry(name, summary, lambda: cls))
-    facts = {fact: getattr(cls, fact) for fact in _FACTS} if kind == "loss" else {}
+    facts = {fact: getattr(cls, fact) for fact in _FACTS[kind] if hasattr(cls, fact)}
     _described[kind][name] = Described(summary, fields, facts)
 
 

@@ -100,7 +100,8 @@ def stage_digests(
     """
     named = config.teacher.identity()
     finetune = named.pop("finetune", None)
-    named.pop("allow_weak")
+    for one in (named, *named.get("members", {}).values()):
+        one.pop("allow_weak")
     if given.get("teacher") is not None:
         named, finetune = {}, getattr(teacher, "finetune", None)
     body = [

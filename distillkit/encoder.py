@@ -238,6 +238,17 @@ def load_config(folder: Path) -> PretrainedConfig:
     return config
 
 
+def label_names(folder: Path) -> tuple[str, ...]:
+    """The names of the classes in a saved model's config.json, in id order; empty where it has none."""
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ModelError("not a model's config.json", where=str(path)) from None
+    named = values.get("id2label", {})
+    return tuple(values.get("labels", [named[key] for key in sorted(named, key=int)]))
+
+
 def folder_digest(folder: Path) -> str:
     """sha256 over the names and bytes of a model folder's config, weights and tokenizer files."""
     digest = hashlib.sha256()

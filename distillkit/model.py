@@ -8,7 +8,7 @@ builds the object.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from distillkit.data.batching import Encoded
+from distillkit.data.tasks import Rows
 from distillkit.objectives.base import Objective
 from distillkit.settings import FinetuneSettings, Labels, PretrainSettings, TaskKind
 from distillkit.types import Access, Batch, Finding, Outputs, Spec, Swap, Want
@@ -24,6 +25,11 @@ from distillkit.types import Access, Batch, Finding, Outputs, Spec, Swap, Want
 
 class Teacher(ABC):
     """Gives targets. Never trained by the loop; `outputs` runs in eval mode without gradients."""
+
+    live: bool = True
+    """Whether it answers any text; False: only the rows that it was given answers to, so that there is
+    nothing to time.
+    """
 
     @property
     @abstractmethod
@@ -38,6 +44,30 @@ class Teacher(ABC):
     @abstractmethod
     def outputs(self, batch: Batch, *, want: Want, swap: Swap | None = None) -> Outputs:
         """Detached outputs for the batch; `hidden` filled as far as `want` asks."""
+
+    @property
+    def body(self) -> Student | None:
+        """The model that a student may take first weights from; None: it shows none."""
+        return None
+
+    @property
+    def parts(self) -> Mapping[str, Teacher]:
+        """The teachers that it is made of, by name."""
+        return {}
+
+    @property
+    def num_parameters(self) -> int | None:
+        """None where they are not known: a callable holds its weights itself."""
+        return None
+
+    def remarks(self) -> Sequence[str]:
+        """What should be said after it has taught."""
+        return ()
+
+    def check_rows(self, rows: Rows, name: str) -> None:  # noqa: B027 - an optional check
+        """Raise DataError for rows (the `name` rows of the task) that it will not be able to answer; called
+        before anything is trained.
+        """
 
     def after_step(self, step: int) -> None:  # noqa: B027 - an optional hook, nothing to do for a fixed teacher
         """Called after every optimizer step (an EMA teacher follows the student here)."""
@@ -88,6 +118,14 @@ class FixedTeacher(Teacher):
     def spec(self) -> Spec:
         return self.model.spec
 
+    @property
+    def body(self) -> Student:
+        return self.model
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
     def outputs(self, batch: Batch, *, want: Want, swap: Swap | None = None) -> Outputs:
         self.model.eval()
         with torch.no_grad():
@@ -104,6 +142,13 @@ class TeacherSource(ABC):
 
     access: Access = Access.INTERVENTIONS
     """The deepest access its teacher grants; known before anything is loaded."""
+    reads_tokens: bool = True
+    """Whether it reads token ids; False: texts, so that its tokenizer is the student's alone."""
+    members: Mapping[str, TeacherSource] = {}
+    """Sources that it is made of, each of which has a run of its own (`placed`)."""
+
+    def placed(self, members: Path, max_length: int) -> None:  # noqa: B027 - for sources that have members
+        """Told the folder of the members' runs once they are made, and how many tokens of a text are read."""
 
     @abstractmethod
     def tokenizer(self, corpus: Iterable[str]) -> PreTrainedTokenizerBase:
@@ -114,6 +159,18 @@ class TeacherSource(ABC):
     @abstractmethod
     def teacher(self, folder: Path, labels: Labels) -> Teacher:
         """The fixed teacher; `folder` is what the teacher stage saved (weights of a trainable teacher)."""
+
+    def trained(self, labels: Labels) -> bool:
+        """Whether it answers the task as it comes, without training in this run."""
+        return True
+
+    def prospect(
+        self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, folder: Path
+    ) -> Teacher:
+        """The teacher as far as it is there before this run trains anything: sizes count, answers do not
+        where it is not `trained`.
+        """
+        return self.teacher(folder, labels)
 
     def fingerprint(self) -> str:
         """Identifies what the teacher reads beside its settings (the bytes of a folder); a change reruns its
@@ -158,6 +215,14 @@ class TrainableTeacherSource(TeacherSource):
     @abstractmethod
     def load(self, folder: Path) -> Student:
         """The classifier that `Student.save` wrote to `folder`."""
+
+    def trained(self, labels: Labels) -> bool:
+        return self.pretrain is None and self.training(labels) is None
+
+    def prospect(
+        self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, folder: Path
+    ) -> Teacher:
+        return FixedTeacher(self.classifier(tokenizer, labels, max_length, None))
 
     def teacher(self, folder: Path, labels: Labels) -> Teacher:
         return FixedTeacher(self.load(folder))

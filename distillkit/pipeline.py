@@ -12,16 +12,18 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from distillkit import catalog, checkpoint, files, recipe, stages
+from distillkit import catalog, checkpoint, files, links, preflight, recipe, stages
 from distillkit.data.tasks import load_task
+from distillkit.data.tokenizers import load_tokenizer
 from distillkit.digests import contents, stage_digests, trainings
-from distillkit.errors import ConfigError, DistillkitError, StoppedError
+from distillkit.errors import ConfigError, DistillkitError, ErrorGroup, StoppedError
 from distillkit.losses.base import Loss, LossStack
 from distillkit.model import StudentSource, TeacherSource
 from distillkit.progress import Progress
@@ -49,6 +51,17 @@ class Parts:
     losses: Mapping[str, tuple[float, Loss]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a run works, whom it listens to and what it tells."""
+
+    run: RunDir
+    world: World
+    signals: Signals
+    progress: Progress
+    force: bool = False
+
+
 def run(
     config: str | Path | RunConfig | recipe.Loaded,
     *,
@@ -72,17 +85,16 @@ def run(
     run_dir = RunDir.open(run_path(loaded), data_paths=_data_paths(loaded))
     again = f"distillkit run {run_dir.path}"
     with run_dir.lock() if world.main else nullcontext(), Signals() as signals:
+        place = Place(run_dir, world, signals, Progress.make(progress, world.main), force)
+        call = _Call(loaded, place, progress)
         try:
-            job = prepare(
-                loaded, parts or Parts(), run_dir, world, signals, Progress.make(progress, world.main), force
-            )
-            todo = _todo(job, until)
-            if world.main:
-                files.atomic_write(run_dir.path / "config.yaml", recipe.dump(loaded))
-                threads = loaded.config.runtime.threads or torch.get_num_threads()
-                run_dir.write_json("environment.json", environment(loaded.config.seed, threads))
-            world.wait()
-            _run_stages(job, todo)
+            taught = call.chain(parts or Parts(), until)
+            if taught is not None:
+                call.members(*taught, until)
+                job = prepare(*taught, place)
+                todo = _todo(job, until)
+                call.begin()
+                _run_stages(job, todo)
         except DistillkitError as error:
             state = "stopped" if error.exit_code in (75, 130) else "failed"
             if world.main:
@@ -93,19 +105,13 @@ def run(
     return run_dir
 
 
-def prepare(
-    loaded: recipe.Loaded,
-    parts: Parts,
-    run_dir: RunDir,
-    world: World,
-    signals: Signals,
-    progress: Progress,
-    force: bool = False,
-) -> Job:
+def prepare(loaded: recipe.Loaded, parts: Parts, place: Place) -> Job:
     """Read the data, build the named objects and work out every stage's digest; trains nothing."""
     config, base = loaded.config, loaded.base
     task = load_task(config.task, base=base, seed=config.seed)
     teacher = parts.teacher or catalog.build("teacher", config.teacher, base=base)
+    if teacher.members:
+        teacher.placed(run_path(loaded).absolute() / links.MEMBERS, config.task.max_length)
     student = parts.student or catalog.build("student", config.student, base=base)
     stacks = _stacks(config, parts, base)
     check_access(config, stacks, teacher, task.labels)
@@ -114,18 +120,107 @@ def prepare(
     digests = stage_digests(config, task, teacher, student, stacks, data, vars(parts))
     return Job(
         loaded=loaded,
-        run=run_dir,
+        run=place.run,
         task=task,
         teacher_source=teacher,
         student_source=student,
         stacks=stacks,
         digests=digests,
         trainings=trainings(data, digests),
-        world=world,
-        signals=signals,
-        progress=progress,
-        force=force,
+        world=place.world,
+        signals=place.signals,
+        progress=place.progress,
+        force=place.force,
     )
+
+
+class _Call:
+    """One call of `run`: the runs that this one is made of come first."""
+
+    def __init__(self, loaded: recipe.Loaded, place: Place, shown: str) -> None:
+        self.loaded, self.place, self.shown = loaded, place, shown
+
+    def begin(self) -> None:
+        """Keep the recipe in the run's folder, once it is known that it can work."""
+        run_dir, config = self.place.run, self.loaded.config
+        if self.place.world.main:
+            files.atomic_write(run_dir.path / "config.yaml", recipe.dump(self.loaded))
+            threads = config.runtime.threads or torch.get_num_threads()
+            run_dir.write_json("environment.json", environment(config.seed, threads))
+        self.place.world.wait()
+
+    def chain(self, parts: Parts, until: str) -> tuple[recipe.Loaded, Parts] | None:
+        """Run every assistant; the run as its last assistant teaches it. None where it was to stop before
+        there is a student.
+        """
+        chain = list(links.assistants(self.loaded, self.place.run.path))
+        if not chain:
+            return self.loaded, parts
+        if parts.student is not None:
+            raise ConfigError(
+                "assistants and a student from Python cannot be joined: the next run could not load it",
+                where="assistants",
+                hint="name the student in the config (a class of your own by --code)",
+            )
+        own = [one.distill is not None for one in self.loaded.config.assistants]
+        given = [
+            Parts(None if number else parts.teacher, None, {} if changed else parts.losses)
+            for number, changed in enumerate(own)
+        ]
+        if STAGES.index(until) < STAGES.index("student"):
+            self.begin()
+            self._run(chain[0], given[0], until)
+            return None
+        self._run(chain[0], given[0], "tokenizer")
+        final = links.last(self.loaded, chain[-1]), Parts(losses=parts.losses)
+        runs = list(zip(chain, given, strict=True))
+        self._foresee([*runs, final], load_tokenizer(run_path(chain[0]) / "tokenizer"))
+        self.begin()
+        for number, (link, its) in enumerate(runs, start=1):
+            self.place.progress.say(f"=== assistant {number} of {len(chain)}: {run_path(link)}")
+            self._run(link, its, "student")
+        self.place.progress.say(f"=== the student of assistant {len(chain)}")
+        return final
+
+    def members(self, loaded: recipe.Loaded, parts: Parts, until: str) -> None:
+        """Run every member of the teacher up to what teaches."""
+        if parts.teacher is not None or not hasattr(loaded.config.teacher, "members"):
+            return
+        named, folder = list(loaded.config.teacher.members), self.place.run.path
+        runs = [links.member(loaded, folder, name, number) for number, name in enumerate(named)]
+        for link in runs:
+            self._run(link, Parts(), "tokenizer")
+        if until == "tokenizer":
+            return
+        source = catalog.build("teacher", loaded.config.teacher, base=loaded.base)
+        source.placed(folder / links.MEMBERS, loaded.config.task.max_length)
+        self._foresee([(loaded, parts)], source.tokenizer([]))
+        self.begin()
+        for name, link in zip(named, runs, strict=True):
+            self.place.progress.say(f"=== member {name} of the teacher: {run_path(link)}")
+            self._run(link, Parts(), min(until, "teacher", key=STAGES.index))
+
+    def _run(self, link: recipe.Loaded, parts: Parts, until: str) -> None:
+        run(link, parts=parts, until=until, progress=self.shown, force=self.place.force)
+
+    def _foresee(
+        self, runs: Sequence[tuple[recipe.Loaded, Parts]], tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        """Look at every run of a chain before the first is trained: each one's student is the next one's
+        teacher.
+        """
+        teacher = runs[0][1].teacher
+        for number, (link, parts) in enumerate(runs, start=1):
+            try:
+                job = prepare(link, replace(parts, teacher=teacher), self.place)
+                prospect = preflight.build(stages.named(job), tokenizer, self.place.run.path)
+                preflight.findings(prospect)
+            except DistillkitError as error:
+                if number == len(runs) or isinstance(error, ErrorGroup):
+                    raise
+                problem = f"assistant {number}: {error.problem}"
+                raise type(error)(problem, where=error.where, hint=error.hint) from None
+            teacher = preflight.Upcoming(prospect.student, tokenizer)
 
 
 def run_path(loaded: recipe.Loaded) -> Path:

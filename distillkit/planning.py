@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
-from distillkit import catalog, preflight
+from distillkit import catalog, links, preflight
 from distillkit.augmenting import Augmentation, Place, sample
 from distillkit.data.batching import Encoded, TaskFeed, encode
 from distillkit.data.corpora import documents
@@ -167,14 +167,22 @@ class _Draft:
 def plan(loaded: Loaded) -> Plan:
     """Work out what a run would do. Raises DistillkitError where it could not work."""
     with tempfile.TemporaryDirectory() as cache:
-        draft = _draft(loaded, Path(cache))
+        *before, (_, draft) = _chain(loaded, Path(cache))
+        earlier = [
+            replace(found, place=f"{label}: {found.place}")
+            for label, link in before
+            for found in preflight.findings(link.prospect)
+        ]
         prospect, task, encoded = draft.prospect, draft.named.task, draft.encoded
         found = preflight.findings(prospect)
         model, length = _model_of(prospect.teacher), draft.named.config.task.max_length
         teacher = None if model is None else model_cost(model, length)
         student = model_cost(prospect.student, length)
         judged = preflight.judged(prospect, draft.encoded, draft.validation, draft.device)
-        stages = (*_teacher_stages(draft), *_student_stages(draft))
+        stages = (
+            *(stage for label, link in before for stage in _labelled(label, _stages(link))),
+            *_stages(draft),
+        )
         return Plan(
             name=draft.named.config.name,
             rows={split: len(rows.texts) for split, rows in _splits(task).items()},
@@ -187,6 +195,7 @@ def plan(loaded: Loaded) -> Plan:
             layer_map=preflight.meetings(prospect),
             stages=stages,
             findings=(
+                *earlier,
                 judged,
                 *found,
                 *_extra_rows(draft, Path(cache)),
@@ -197,12 +206,26 @@ def plan(loaded: Loaded) -> Plan:
         )
 
 
-def _draft(loaded: Loaded, cache: Path) -> _Draft:
+def _chain(loaded: Loaded, cache: Path) -> Iterator[tuple[str, _Draft]]:
+    """What is trained one after the other, by its name: every assistant, and the run itself (''), each taught
+    by the student before it.
+    """
+    chain = list(links.assistants(loaded, Path(loaded.config.output) / loaded.config.name))
+    runs = [(f"assistant {number}", link) for number, link in enumerate(chain, start=1)]
+    runs.append(("", links.last(loaded, chain[-1]) if chain else loaded))
+    teacher: TeacherSource | None = None
+    for label, link in runs:
+        draft = _draft(link, cache, teacher)
+        yield label, draft
+        teacher = preflight.Upcoming(draft.prospect.student, draft.prospect.tokenizer)
+
+
+def _draft(loaded: Loaded, cache: Path, taught_by: TeacherSource | None) -> _Draft:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     config, base = loaded.config, loaded.base
     stacks = build_stacks(config, base)
-    source = catalog.build("teacher", config.teacher, base=base)
+    source = taught_by or catalog.build("teacher", config.teacher, base=base)
     student = catalog.build("student", config.student, base=base)
     task = load_task(config.task, base=base, seed=config.seed)
     check_access(config, stacks, source, task.labels)
@@ -272,6 +295,21 @@ def _loss_plans(draft: _Draft) -> Iterator[LossPlan]:
             needs = loss.needs.access.name if loss.needs_teacher else "no teacher"
             component = phase.losses[name]
             yield LossPlan(index, name, component.use, stack.weights[name], component.shown_weight, needs)
+
+
+def _stages(draft: _Draft) -> Iterator[StagePlan]:
+    """What one run trains: its teacher, or each of those that it is made of, and its student."""
+    for name, source in draft.named.teacher.members.items():
+        part = draft.prospect.teacher.parts[name]
+        named = replace(draft.named, teacher=source)
+        member = replace(draft, prospect=replace(draft.prospect, named=named, teacher=part))
+        yield from _labelled(f"member {name}", _teacher_stages(member))
+    yield from _teacher_stages(draft)
+    yield from _student_stages(draft)
+
+
+def _labelled(label: str, stages: Iterator[StagePlan]) -> Iterator[StagePlan]:
+    return (replace(stage, stage=f"{label}: {stage.stage}") for stage in stages)
 
 
 def _teacher_stages(draft: _Draft) -> Iterator[StagePlan]:

@@ -7,7 +7,8 @@ it together; everything else is a Finding. What only trained weights can show is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,7 +25,6 @@ from distillkit.data.tasks import Rows, Task
 from distillkit.errors import ConfigError, DistillkitError, ModelError
 from distillkit.losses.base import Compared, LossStack
 from distillkit.model import (
-    FixedTeacher,
     Student,
     StudentSource,
     Teacher,
@@ -51,14 +51,6 @@ class Named:
     student: StudentSource
     stacks: tuple[LossStack, ...]
 
-    @property
-    def trained(self) -> bool:
-        """Whether the teacher answers the task as it comes, without training here."""
-        source = self.teacher
-        return not isinstance(source, TrainableTeacherSource) or (
-            source.training(self.task.labels) is None and source.pretrain is None
-        )
-
 
 @dataclass(frozen=True)
 class Prospect:
@@ -83,16 +75,35 @@ class Meeting:
     how: str
 
 
+class Upcoming(TrainableTeacherSource):
+    """A student that another run will train, as a teacher whose sizes are known."""
+
+    def __init__(self, student: Student, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._student, self._tokenizer = student, tokenizer
+        self.pretrain = self.finetune = None
+
+    def tokenizer(self, corpus: Iterable[str]) -> PreTrainedTokenizerBase:
+        return self._tokenizer
+
+    def trained(self, labels: Labels) -> bool:
+        return False
+
+    def classifier(
+        self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, pretrained: Path | None
+    ) -> Student:
+        return copy.deepcopy(self._student)  # a teacher is frozen
+
+    def load(self, folder: Path) -> Student:
+        raise ModelError("this student is not trained yet", where=str(folder))
+
+
 def build(named: Named, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Prospect:
     """Both models, untrained where the run trains them; `folder` is the teacher's where it does not.
 
     Raises DistillkitError where one cannot be made.
     """
-    source, labels, length = named.teacher, named.task.labels, named.config.task.max_length
-    if isinstance(source, TrainableTeacherSource):
-        teacher: Teacher = FixedTeacher(source.classifier(tokenizer, labels, length, None))
-    else:
-        teacher = source.teacher(folder, labels)
+    labels, length = named.task.labels, named.config.task.max_length
+    teacher = named.teacher.prospect(tokenizer, labels, length, folder)
     student = named.student.build(tokenizer, labels, length, teacher)
     return Prospect(named, tokenizer, teacher, student)
 
@@ -141,7 +152,7 @@ def judged(prospect: Prospect, train: Encoded, validation: Encoded, device: torc
     Raises ModelError as the run would, where all rows were asked and it is no better.
     """
     named = prospect.named
-    if not named.trained:
+    if not named.teacher.trained(named.task.labels):
         return Finding("fact", "teacher", "it is judged against the majority class when it is trained")
     samples, labels = measured(validation), named.task.labels
     train_gold, gold = train.gold, samples.gold
@@ -157,12 +168,12 @@ def judged(prospect: Prospect, train: Encoded, validation: Encoded, device: torc
     return Finding("warning", "teacher", f"{verdict.sentence}; a run refuses it if all rows say so")
 
 
-def weak(verdict: evaluate.Verdict) -> ModelError:
-    """The refusal of a teacher that has nothing to teach."""
+def weak(verdict: evaluate.Verdict, named: str = "teacher") -> ModelError:
+    """The refusal of a teacher, called `named`, that has nothing to teach."""
     return ModelError(
         f"the teacher is no better than a constant answer: {verdict.sentence}",
-        where="teacher",
-        hint="train it longer or on more data; teacher.allow_weak: true goes on all the same",
+        where=named,
+        hint=f"train it longer or on more data; {named}.allow_weak: true goes on all the same",
     )
 
 
@@ -182,7 +193,8 @@ def _errors(prospect: Prospect) -> Iterator[DistillkitError]:
             where="task.max_length",
             hint=f"at most {longest}",
         )
-    rows, tokens = prospect.teacher.spec.vocab_size, len(prospect.tokenizer)
+    told, tokens = prospect.teacher.spec, len(prospect.tokenizer)
+    rows = told.num_ids or told.vocab_size
     if 0 < rows < tokens:
         yield ModelError(
             f"the tokenizer has {tokens} entries, the teacher's embeddings {rows} rows",
@@ -196,12 +208,28 @@ def _errors(prospect: Prospect) -> Iterator[DistillkitError]:
             where="student",
             hint="both answer with one score for each label, in the task's order",
         )
+    for split, name in _asked_rows(prospect):
+        try:
+            prospect.teacher.check_rows(split, name)
+        except DistillkitError as error:
+            yield error
     for index, stack in enumerate(named.stacks):
         try:
             bind(named.config, index, stack, **specs)
             interchange_of(named.config, index, stack, **specs)
         except DistillkitError as error:
             yield error
+
+
+def _asked_rows(prospect: Prospect) -> Iterator[tuple[Rows, str]]:
+    """The task's rows that the teacher answers, and what they are called."""
+    named = prospect.named
+    yield named.task.validation, "validation"
+    if named.task.test is not None:
+        yield named.task.test, "test"
+    pairs = zip(named.config.phases, named.stacks, strict=True)
+    if any(stack.needs_teacher and phase.corpus is None for phase, stack in pairs):
+        yield named.task.train, "train"
 
 
 def _specs(prospect: Prospect) -> dict[str, Spec]:
@@ -249,11 +277,10 @@ def _segments(prospect: Prospect) -> Iterator[Finding]:
 
 
 def _larger(prospect: Prospect) -> Iterator[Finding]:
-    if isinstance(prospect.teacher, FixedTeacher):
-        mine, theirs = (parameters(model) for model in (prospect.student, prospect.teacher.model))
-        if mine > theirs:
-            words = f"the student is larger than its teacher: {mine:,} parameters, not {theirs:,}"
-            yield Finding("warning", "student", words)
+    mine, theirs = parameters(prospect.student), prospect.teacher.num_parameters
+    if theirs is not None and mine > theirs:
+        words = f"the student is larger than its teacher: {mine:,} parameters, not {theirs:,}"
+        yield Finding("warning", "student", words)
 
 
 def parameters(model: Student) -> int:

@@ -350,8 +350,7 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[Keys, str, str]]:
     if len({*columns, task.label}) <= len(columns):
         problem = f"task.text and task.label name one column twice: {', '.join([*columns, task.label])}"
         yield ("task", "text"), problem, "text and label are different columns"
-    for index, phase in enumerate(config.phases):
-        at: Keys = ("distill", index) if isinstance(config.distill, list) else ("distill",)
+    for at, phase in _phases(config):
         if phase.batch.micro > phase.batch.examples:
             problem = f"batch.micro: {phase.batch.micro} is more than batch.examples: {phase.batch.examples}"
             yield (*at, "batch", "micro"), f"{_dotted(at)}.{problem}", "every part needs an example"
@@ -367,6 +366,17 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[Keys, str, str]]:
             if phase.corpus is not None and loss.needs_labels and task.kind != "mlm":
                 problem = f"{_dotted(here)}: {loss.use} needs labels, and corpus: {phase.corpus} has none"
                 yield here, problem, "leave it out of this phase, or train on the task's rows"
+
+
+def _phases(config: RunConfig) -> Iterator[tuple[Keys, Phase]]:
+    """Every phase of the run and of its assistants, by its place."""
+    sections: list[tuple[Keys, Any]] = [(("distill",), config.distill)]
+    sections += [(("assistants", n, "distill"), one.distill) for n, one in enumerate(config.assistants)]
+    for at, distill in sections:
+        if isinstance(distill, list):
+            yield from (((*at, index), phase) for index, phase in enumerate(distill))
+        elif distill is not None:
+            yield at, distill
 
 
 def _extra_rows(config: RunConfig, phase: Phase) -> Iterator[tuple[str, str, str]]:

@@ -19,6 +19,10 @@ Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
 Folder = Annotated[str, Field(min_length=1, json_schema_extra={"format": "path"})]
 """A folder, relative to the config; it reaches the component as an absolute path."""
+File = Annotated[str, Field(min_length=1, json_schema_extra={"format": "path"})]
+"""A file, likewise."""
+Columns = str | Annotated[tuple[str, str], Field(strict=False)]
+"""A column of a file, or two."""
 Kernels = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
 """Widths of convolution windows, in tokens."""
 LayerPair = Annotated[tuple[Index, Index], Field(strict=False)]
@@ -210,6 +214,12 @@ class StudentComponent(Component):
     """The student; the other keys are that source's settings."""
 
 
+Teachers = dict[str, TeacherComponent]
+"""Teachers by name, as a setting; in a recipe each has the settings of its own class."""
+OptionalStudent = StudentComponent | None
+"""A student as a setting."""
+
+
 class TaskSettings(Section):
     """The data and what is predicted from it. Paths are relative to the config's folder."""
 
@@ -225,11 +235,18 @@ class TaskSettings(Section):
     holdout: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.1, description="share of train (rows, documents) held out where validation is not given"
     )
-    text: str | Annotated[tuple[str, str], Field(strict=False)] = Field(
+    holdout_seed: Index | None = Field(
+        default=None, description="chooses the rows that are held out; default: the run's seed"
+    )
+    text: Columns = Field(
         default="text",
         description="text column, or two columns for a pair; for token_classification the list of words",
     )
     label: str = Field(default="label", description="label column; for token_classification the list of tags")
+    id: str | None = Field(
+        default=None,
+        description="column that names each row, once over all files; a file of predictions finds rows by it",
+    )
     labels: Annotated[tuple[str, ...], Field(strict=False)] | None = Field(
         default=None, description="class names in id order; default: sorted names found in train"
     )
@@ -448,6 +465,20 @@ class RuntimeSettings(Section):
     keep_checkpoints: Count = Field(default=2, description="newest checkpoints kept per stage")
 
 
+class Assistant(Section):
+    """A model between the teacher and the student: it learns from the one before it and teaches the next
+    (teacher assistants, Mirzadeh et al. 2020; of the student's own shape: born-again generations, Furlanello
+    et al. 2018). It is a run of its own, with the run's seed and its number added.
+    """
+
+    student: StudentComponent | None = Field(
+        default=None, description="what is trained; default: one of the run's own student's shape"
+    )
+    distill: Phase | Annotated[list[Phase], Field(min_length=1)] | None = Field(
+        default=None, description="how it learns; default: as the run's student does"
+    )
+
+
 class RunConfig(Section):
     """A whole run: task, teacher, student, losses, export, bench, report."""
 
@@ -460,6 +491,9 @@ class RunConfig(Section):
     task: TaskSettings
     teacher: TeacherComponent
     student: StudentComponent
+    assistants: list[Assistant] = Field(
+        default=[], description="models between teacher and student, each taught by the one before it"
+    )
     distill: Phase | Annotated[list[Phase], Field(min_length=1)]
     export: ExportSettings = ExportSettings()
     bench: BenchSettings = BenchSettings()

@@ -53,4 +53,5 @@ def _errors(loaded: Loaded) -> Iterator[DistillkitError]:
 def _columns(loaded: Loaded) -> list[tuple[str, str]]:
     task = loaded.config.task
     texts = (task.text,) if isinstance(task.text, str) else task.text
-    return [*(("text", name) for name in texts), ("label", task.label)]
+    named = [("id", task.id)] if task.id is not None else []
+    return [*(("text", name) for name in texts), ("label", task.label), *named]

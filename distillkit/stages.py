@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from distillkit import evaluate, preflight
+from distillkit import document, evaluate, preflight
 from distillkit.answers import KEPT
 from distillkit.augmenting import Augmentation, Place, augment, check_model
 from distillkit.bench.measure import Backend, Role, Variant
@@ -31,7 +31,7 @@ from distillkit.bench.timing import Opened
 from distillkit.data.augment import joined
 from distillkit.data.batching import Encoded, Feed, TaskFeed, drawn, encode, measured
 from distillkit.data.corpora import documents
-from distillkit.data.tasks import Rows, Task, load_unlabelled, unlabelled_rows
+from distillkit.data.tasks import Rows, Task, load_unlabelled, text_columns, unlabelled_rows
 from distillkit.data.tokenizers import load_tokenizer
 from distillkit.digests import Training, digest
 from distillkit.encoder import Encoder
@@ -39,6 +39,7 @@ from distillkit.errors import ModelError
 from distillkit.export.bundle import export as export_student
 from distillkit.flops import flops_per_example
 from distillkit.interchange import Interchange, Intervened
+from distillkit.links import ASSISTANTS, MEMBERS
 from distillkit.losses.base import TEACHER, LossStack
 from distillkit.losses.gold import Gold
 from distillkit.model import (
@@ -56,8 +57,8 @@ from distillkit.recipe import Loaded
 from distillkit.report.card import write_model_card
 from distillkit.report.contexts import shown
 from distillkit.report.curves import read_curves
-from distillkit.report.facts import RunFacts, flat_settings, load_bench
-from distillkit.report.gather import Judged, task_facts
+from distillkit.report.facts import Link, RunFacts, flat_settings, load_bench
+from distillkit.report.gather import SCORES, Judged, link, task_facts
 from distillkit.report.page import write_report
 from distillkit.rundir import RunDir
 from distillkit.settings import (
@@ -91,7 +92,7 @@ Save = Callable[[Path], None]
 """Writes what a stage made into an empty folder, which then appears whole under the stage's name."""
 Array = NDArray[Any]
 
-SCORES, ANSWERS, INTERCHANGE = "scores.json", "answers.npy", "interchange.json"
+ANSWERS, INTERCHANGE = "answers.npy", "interchange.json"
 INTERCHANGE_ROWS = 500
 """Rows that interchange accuracy is measured on: five forwards of two models for each."""
 PREFLIGHT = "preflight.json"
@@ -173,16 +174,16 @@ class Job:
         def outputs(batch: Batch) -> Outputs:
             if self.world.size == 1:
                 self.signals.check("while a model was evaluated")
-            return model.outputs(batch, want=want)
+            return model.outputs(replace(batch, labels=None), want=want)  # what is right it must not know
 
         keep = KEPT[self.task.labels.kind]
         return evaluate.predict(outputs, samples, keep=keep, device=self.device)
 
     def documents(self, source: str) -> Iterator[list[str]]:
         """A corpus; a signal stops between two documents."""
-        for document in documents(source, base=self.loaded.base):
+        for sentences in documents(source, base=self.loaded.base):
             self.signals.check("while a corpus was read")
-            yield document
+            yield sentences
 
 
 def tokenizer(job: Job) -> Save:
@@ -196,13 +197,17 @@ def tokenizer(job: Job) -> Save:
     return save
 
 
+def named(job: Job) -> preflight.Named:
+    """What the job's recipe names."""
+    return preflight.Named(job.config, job.task, job.teacher_source, job.student_source, job.stacks)
+
+
 def check(job: Job) -> None:
     """Build teacher and student untrained and look at all that can be known of them, so that what cannot work
     is said now and not after the teacher was trained; warnings are said, and kept for the report. Raises
     DistillkitError.
     """
-    named = preflight.Named(job.config, job.task, job.teacher_source, job.student_source, job.stacks)
-    prospect = preflight.build(named, job.tokenizer, job.folder("teacher"))
+    prospect = preflight.build(named(job), job.tokenizer, job.folder("teacher"))
     found = preflight.findings(prospect)
     warnings = [finding for finding in found if finding.severity == "warning"]
     for warning in warnings:
@@ -305,6 +310,8 @@ def student(job: Job) -> Save:
             job, name, phase, epochs=phase.epochs, keep=phase.keep or ("best" if judged else "last")
         )
         _train(job, program, feed, how, _validation(job, name, program))
+    for remark in fixed.remarks():
+        job.progress.say(remark)
 
     def save(folder: Path) -> None:
         _save_model(job.alone, model, folder)
@@ -377,18 +384,28 @@ def gather(job: Job) -> RunFacts:
     gold, train_gold = samples.gold, job.encoded(task.train).gold
     assert gold is not None and train_gold is not None
     texts = shown(labels.kind, samples, gold, job.tokenizer, config.task.max_length)
-    judged = Judged(labels, texts, gold, answers["teacher"], answers["student"], config.seed)
+    told = job.teacher()
+    judged = Judged(
+        labels,
+        texts,
+        gold,
+        answers["teacher"],
+        answers["student"],
+        config.seed,
+        scored=told.access >= Access.SCORES,
+    )
     sizes = {role: json.loads((job.folder(role) / SCORES).read_text()) for role in ("teacher", "student")}
     manifest = {stage: job.run.stage(stage).manifest for stage in STAGES if stage != "report"}
     return RunFacts(
         name=config.name,
         task=task_facts(task, job.metric, evaluate.majority(labels, train_gold, gold)),
-        teacher=judged.teacher_facts(config.teacher.use, job.teacher().spec, sizes["teacher"]["parameters"]),
+        teacher=judged.teacher_facts(config.teacher.use, told.spec, sizes["teacher"]["parameters"]),
         student=judged.student_facts(config.student.use, student_spec, sizes["student"]["parameters"]),
         difference=judged.difference(),
         agreement=judged.agreement(),
         interchange=json.loads((job.folder("student") / INTERCHANGE).read_text()),
         outcomes=judged.outcomes(),
+        links=tuple(_links(job)),
         examples=judged.examples(config.report.samples),
         losses=_losses_in_words(config),
         curves=read_curves(job.run.metrics.path),
@@ -401,6 +418,23 @@ def gather(job: Job) -> RunFacts:
         command=f"distillkit run {config.output}/{config.name}",
         notes=_warnings(job),
     )
+
+
+def _links(job: Job) -> Iterator[Link]:
+    """The members of the teacher, or the teacher and the assistants before this student."""
+    config, folder = job.config, job.run.path
+    for name, component in getattr(config.teacher, "members", {}).items():
+        yield link("member", name, component.use, folder / MEMBERS / name / "teacher")
+    chain = folder / ASSISTANTS
+    taught_by = Path(getattr(config.teacher, "path", ""))
+    if config.teacher.use != "distilled" or taught_by.parent != chain.absolute():
+        return
+    for number in range(1, int(taught_by.name) + 1):
+        made = RunDir(chain / str(number))
+        recipe: Any = document.read(made.path / "config.yaml").value
+        if number == 1:
+            yield link("first teacher", "teacher", recipe["teacher"]["use"], made.stage("teacher").folder)
+        yield link("assistant", str(number), recipe["student"]["use"], made.stage("student").folder)
 
 
 def _named(job: Job, width: int) -> Labels:
@@ -565,7 +599,7 @@ def _save_scores(job: Job, model: Teacher, folder: Path) -> None:
     np.save(folder / ANSWERS, answers, allow_pickle=False)
     scores = evaluate.score(job.task.labels, samples.gold, answers, seed=job.config.seed)
     facts = {
-        "parameters": _parameters(model),
+        "parameters": model.num_parameters,
         "scores": {name: asdict(value) for name, value in scores.items()},
     }
     (folder / SCORES).write_text(json.dumps(facts, indent=1))
@@ -591,8 +625,16 @@ def _interchange_accuracy(job: Job, model: Teacher, fixed: Teacher) -> dict[str,
 
 
 def _gate(job: Job, fixed: Teacher) -> None:
-    """Refuse a teacher that is no better than a constant answer on the validation rows: it has nothing to
-    teach. The test rows decide nothing.
+    """Refuse a teacher that has nothing to teach, or one of those that it is made of."""
+    recipe = job.config.teacher
+    for name, part in fixed.parts.items():
+        _judge(job, part, f"teacher.members.{name}", recipe.members[name].allow_weak)  # type: ignore[attr-defined]
+    _judge(job, fixed, "teacher", recipe.allow_weak)
+
+
+def _judge(job: Job, fixed: Teacher, named: str, allowed: bool) -> None:
+    """Refuse a teacher that is no better than a constant answer on the validation rows, unless that is
+    allowed. The test rows decide nothing.
     """
     samples = job.samples(job.task.validation)
     train, judged = job.encoded(job.task.train).gold, samples.gold
@@ -601,14 +643,9 @@ def _gate(job: Job, fixed: Teacher) -> None:
     verdict = evaluate.better_than_majority(job.task.labels, train, judged, answers, seed=job.config.seed)
     if verdict.passes:
         return
-    if not job.config.teacher.allow_weak:
-        raise preflight.weak(verdict)
-    job.progress.say(f"teacher: weak, and allowed to be: {verdict.sentence}")
-
-
-def _parameters(model: Teacher) -> int | None:
-    """None where the model is a callable that holds its weights itself."""
-    return sum(p.numel() for p in model.model.parameters()) if isinstance(model, FixedTeacher) else None
+    if not allowed:
+        raise preflight.weak(verdict, named)
+    job.progress.say(f"{named}: weak, and allowed to be: {verdict.sentence}")
 
 
 def _variant(job: Job, role: Role, backend: Backend, folder: Path, samples: Encoded) -> Variant:
@@ -617,8 +654,11 @@ def _variant(job: Job, role: Role, backend: Backend, folder: Path, samples: Enco
     if role == "student" and backend == "onnxruntime":
         return Variant(name, role, backend, job.folder("export"))
     if role == "teacher" and job.trainable is None:
+        teacher = job.teacher()
+        if not teacher.live:
+            return Variant(name, role, backend, None, "its answers come from a file: nothing is computed")
         if backend == "pytorch":
-            return Variant(name, role, backend, None, live=lambda: _in_this_process(job, job.teacher()))
+            return Variant(name, role, backend, None, live=lambda: _in_this_process(job, teacher))
         return Variant(name, role, backend, None, "a teacher from Python is not exported")
     source = job.student_source if role == "student" else job.trainable
     assert source is not None
@@ -650,13 +690,20 @@ def _in_this_process(job: Job, model: Teacher) -> Opened:
         logits: NDArray[np.float32] = model.outputs(batch.to(device), want=want).logits.float().cpu().numpy()
         return logits
 
+    segments = range(len(text_columns(job.config.task)))
+
     def with_texts(batch: Batch) -> Batch:
-        texts = job.tokenizer.batch_decode(batch.inputs["input_ids"], skip_special_tokens=True)
-        return replace(batch, texts=tuple((text,) for text in texts))
+        ids, types = batch.inputs["input_ids"], batch.inputs["token_type_ids"]
+        spelled = [
+            [[token for token, kind in zip(*row, strict=True) if kind == segment] for segment in segments]
+            for row in zip(ids.tolist(), types.tolist(), strict=True)
+        ]
+        texts = (job.tokenizer.batch_decode(parts, skip_special_tokens=True) for parts in spelled)
+        return replace(batch, texts=tuple(map(tuple, texts)))
 
     opened = Opened(forward, "this process", None, model.spec.max_length)
     opened.prepare = with_texts
-    opened.parameters = _parameters(model)
+    opened.parameters = model.num_parameters
     return opened
 
 

@@ -181,8 +181,8 @@ class Spec:
     """Sizes of a model, known before any forward. `num_labels` is 1 for regression.
 
     num_segments: kinds of `token_type_ids` that it tells apart; 1: it does not read them. attention: whether
-    it
-        shows the queries, keys and values of its blocks (`Outputs.attention`).
+    it shows the queries, keys and values of its blocks (`Outputs.attention`). num_ids: token ids that it
+    reads, where several share one of its `vocab_size` rows; 0: each has its own.
     """
 
     num_layers: int
@@ -194,6 +194,7 @@ class Spec:
     max_length: int
     num_segments: int = 1
     attention: bool = False
+    num_ids: int = 0
 
 
 @dataclass(frozen=True)

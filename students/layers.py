@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distillkit.encoder import Encoder, stored_weights
 from distillkit.errors import ConfigError, ModelError
-from distillkit.model import FixedTeacher, Material, Student, StudentSource, Teacher
+from distillkit.model import Material, Student, StudentSource, Teacher
 from distillkit.settings import Labels
 from distillkit.students.vocabulary import (
     Renumbered,
@@ -207,8 +207,8 @@ def load_layered(folder: Path, make: Callable[[Sizes], Layered]) -> Layered:
 
 def teacher_encoder(teacher: Teacher, where: str) -> Encoder:
     """The teacher's model. Raises ConfigError where it has no weights to start from."""
-    if isinstance(teacher, FixedTeacher) and isinstance(teacher.model, Encoder):
-        return teacher.model
+    if isinstance(teacher.body, Encoder):
+        return teacher.body
     raise ConfigError(
         "this teacher has no weights to start from",
         where=where,

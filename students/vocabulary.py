@@ -37,7 +37,7 @@ class Renumbered(Student):
 
     def __init__(self, inner: Student, rows_T: Tensor) -> None:
         super().__init__()
-        self.inner, self.spec = inner, inner.spec
+        self.inner, self.spec = inner, replace(inner.spec, num_ids=len(rows_T))
         self.register_buffer("rows", rows_T)
 
     def outputs(self, batch: Batch, *, want: Want, swap: Swap | None = None) -> Outputs:

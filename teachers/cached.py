@@ -122,6 +122,8 @@ class CachedTeacher(Teacher):
     not kept of it.
     """
 
+    live = False
+
     def __init__(self, shards: Shards, packing: Packing, spec: Spec) -> None:
         self._shards, self._packing, self._spec = shards, packing, spec
 

@@ -43,6 +43,7 @@ class Custom(TeacherSource):
         self, function: Function, *, spec: Spec, version: str, tokenizer: Path | None = None
     ) -> None:
         self.function, self.version, self.folder = function, version, tokenizer
+        self.reads_tokens = tokenizer is not None
         self.spec = replace(spec, attention=False)  # a callable names logits and states, and nothing else
         self.access = Access.ALL_STATES if spec.num_layers else Access.SCORES
 

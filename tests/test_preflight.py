@@ -130,10 +130,10 @@ def test_other_weights_in_the_students_folder_train_the_student_again_and_nothin
     def digests() -> dict[str, str]:
         config = loaded(here)
         with RunDir.open(pipeline.run_path(config)).lock(), Signals() as signals:
-            job = pipeline.prepare(
-                config, pipeline.Parts(), RunDir.open(pipeline.run_path(config)), World(0, 1), signals,
-                Progress.make("quiet", True),
-            )  # fmt: skip
+            progress = Progress.make("quiet", True)
+            run = RunDir.open(pipeline.run_path(config))
+            place = pipeline.Place(run, World(0, 1), signals, progress)
+            job = pipeline.prepare(config, pipeline.Parts(), place)
         return dict(job.digests)
 
     before = digests()
@@ -305,7 +305,7 @@ def test_a_run_says_its_warnings_and_keeps_them_for_the_report(
     run = pipeline.run(config, until="tokenizer", progress="plain")
     with Signals() as signals:
         world, progress = World(0, 1), Progress.make("plain", True)
-        job = pipeline.prepare(config, pipeline.Parts(), run, world, signals, progress)
+        job = pipeline.prepare(config, pipeline.Parts(), pipeline.Place(run, world, signals, progress))
         stages.check(job)
         assert "warning: student: it does not read which" in capsys.readouterr().err
         (kept,) = stages._warnings(job)

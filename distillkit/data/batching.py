@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from distillkit import files
+from distillkit.data.layouts import Segments
 from distillkit.data.scoring import (
     MEASURED_EPOCH,
     LabelledTokens,
@@ -172,6 +173,32 @@ def collate(encoded: Encoded, rows: NDArray[np.int64], *, epoch: int = 0) -> Bat
         epoch=epoch,
         scored=None if asked.scored_BL is None else torch.from_numpy(asked.scored_BL),
     )
+
+
+def reread(batch: Batch, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Batch:
+    """The whole texts of a batch as another tokenizer reads them; everything else stays.
+
+    Raises ModelError for a batch that answers tokens: those of two tokenizers are not the same.
+    """
+    if batch.scored is not None or batch.texts is None:
+        raise ModelError("only whole texts can be read by another tokenizer", where="teacher")
+    pieces = Segments().pieces(batch.texts, None, tokenizer, max_length)
+    offsets = np.concatenate([[0], np.cumsum(pieces.lengths)]).astype(np.int64)
+    assert tokenizer.pad_token_id is not None
+    encoded = Encoded(
+        tokens=pieces.tokens,
+        types=pieces.types,
+        offsets=offsets,
+        labels=None,
+        ids=batch.ids.cpu().numpy(),
+        texts=batch.texts,
+        pad_id=int(tokenizer.pad_token_id),
+        truncated=pieces.cut,
+        unknown=0,
+        digest="",
+    )
+    made = collate(encoded, np.arange(len(encoded)), epoch=batch.epoch).to(batch.mask.device)
+    return replace(made, labels=batch.labels, ids=batch.ids)
 
 
 def measured(encoded: Encoded) -> Encoded:

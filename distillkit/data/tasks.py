@@ -44,14 +44,15 @@ _SPAN_TAG = re.compile(r"O|[BIESLU]-.+")
 _INTEGER = re.compile(r"-?\d+")
 _DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?")
 _MOST_CLASSES = 1000
+_HASHED = 2**60
 _LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """One split. ids: `[n]` int64, stable example ids; texts: a tuple per row, of its segments, words or
-    sentences; labels: `[n]` class ids (int64) or targets (float32), for words one after the other, None where
-    unlabelled; digest: content hash; layout: how rows become tokens.
+    """One split. ids: `[n]` int64, stable example ids (rows of the file, or `row_id`); texts: a tuple per
+    row, of its segments, words or sentences; labels: `[n]` class ids (int64) or targets (float32), for words
+    one after the other, None where unlabelled; digest: content hash; layout: how rows become tokens.
     """
 
     ids: NDArray[np.int64]
@@ -295,6 +296,8 @@ class MaskedLanguageModel(Kind):
         return Documents(seed, settings.mask_rate, settings.scored)
 
     def read(self, settings: TaskSettings, source: str, split: str, base: Path) -> Table:
+        if settings.id is not None:
+            raise ConfigError("a corpus has no ids", where="task.id", hint="leave it out")
         texts: list[Any] = list(documents(source, base=base))
         columns = {name: texts for name in text_columns(settings)} | {settings.label: [None] * len(texts)}
         digest = corpus_digest(source, base=base)
@@ -377,12 +380,14 @@ def load_task(settings: TaskSettings, *, base: Path, seed: int) -> Task:
         rows, more = _rows(settings, kind, labels, table)
         splits[split] = replace(rows, layout=layout, digest=_sha(f"{rows.digest} {layout}"))
         notes += more
+    _named_once(settings, splits)
     if "validation" not in splits:
         rows = splits["train"]
         anchors = kind.anchors(rows)
-        splits["train"], splits["validation"] = _hold_out(settings, rows, anchors, seed)
+        chosen_by = seed if settings.holdout_seed is None else settings.holdout_seed
+        splits["train"], splits["validation"] = _hold_out(settings, rows, anchors, chosen_by)
         notes.append(
-            f"no validation rows given: {len(splits['validation'])} rows held out of train (seed {seed})"
+            f"no validation rows given: {len(splits['validation'])} rows held out of train (seed {chosen_by})"
         )
     notes += _leaks(splits)
     _classes_seen(settings, labels, splits, notes)
@@ -407,17 +412,30 @@ def load_unlabelled(settings: TaskSettings, source: str, *, base: Path) -> tuple
     return rows, (*table.notes, *notes)
 
 
+def row_id(cell: Any) -> int:
+    """The number of what a cell of an id column says: a whole number below 2^60 is itself, other text is
+    hashed to one from there on. Raises ValueError with the reason where it names nothing.
+    """
+    if isinstance(cell, list | dict | bool | float) or cell is None or not str(cell).strip():
+        raise ValueError(f"the id is {shown(cell)}, not a name or a whole number")
+    name = str(cell).strip()
+    if name.isascii() and name.isdigit() and str(int(name)) == name and int(name) < _HASHED:
+        return int(name)
+    hashed = hashlib.blake2b(name.encode("utf-8", "backslashreplace"), digest_size=8).digest()
+    return _HASHED + int.from_bytes(hashed, "big") % _HASHED
+
+
 def text_columns(settings: TaskSettings) -> tuple[str, ...]:
     return (settings.text,) if isinstance(settings.text, str) else settings.text
 
 
 def _table(settings: TaskSettings, source: str, split: str, base: Path, *, lists: bool = False) -> Table:
-    columns = [*text_columns(settings), settings.label]
+    columns = [*text_columns(settings), settings.label, *([settings.id] if settings.id is not None else [])]
     if len(set(columns)) < len(columns):
         raise ConfigError(
             f"a column is named twice: {columns}",
-            where="task.text, task.label",
-            hint="text and label are different columns",
+            where="task.text, task.label, task.id",
+            hint="text, label and id are different columns",
         )
     skip = settings.on_bad_row == "skip"
     if source.startswith("builtin:"):
@@ -446,7 +464,9 @@ def _rows(settings: TaskSettings, kind: Kind, labels: Labels, table: Table) -> t
     names = text_columns(settings)
     seen: Counter[str] = Counter()
     first: dict[str, int] = {}
-    texts, answers, ids = [], [], []
+    named: dict[int, int] = {}
+    texts, answers = [], []
+    names_of_rows = table.columns.get(settings.id) if settings.id is not None else None
     cells = zip(
         table.lines, *(table.columns[name] for name in names), table.columns[settings.label], strict=True
     )
@@ -465,22 +485,31 @@ def _rows(settings: TaskSettings, kind: Kind, labels: Labels, table: Table) -> t
                 "set task.on_bad_row: skip to leave such rows out",
             )
             continue
+        try:
+            number = row if names_of_rows is None else row_id(names_of_rows[row])
+        except ValueError as error:
+            problems.add(line, f"column {settings.id!r}: {error}")
+            continue
+        if number in named:
+            problems.add(line, f"column {settings.id!r}: the id stands at line {named[number]} too")
+            continue
+        named[number] = line
         for oddity in _oddities(segments, settings.max_chars):
             seen[oddity] += 1
             first.setdefault(oddity, line)
         texts.append(tuple(text[: settings.max_chars] for text in segments))
         answers.append(answer)
-        ids.append(row)
     notes = [
         *problems.finish(),
         *(f"{table.path}: {count} rows {what}, first at line {first[what]}" for what, count in seen.items()),
     ]
     if not texts:
         raise DataError("no usable rows are left", where=str(table.path))
-    digest = _sha(
-        repr((table.digest, names, settings.label, settings.max_chars, settings.on_bad_row, labels))
-    )
-    return Rows(np.asarray(ids, dtype=np.int64), tuple(texts), kind.array(answers), digest), notes
+    read = (table.digest, names, settings.label, settings.max_chars, settings.on_bad_row, labels)
+    digest = _sha(repr(read if names_of_rows is None else (*read, settings.id)))
+    return Rows(
+        np.fromiter(named, dtype=np.int64, count=len(named)), tuple(texts), kind.array(answers), digest
+    ), notes
 
 
 def _text_problem(name: str, text: Any) -> str:
@@ -593,6 +622,19 @@ def _hold_out(settings: TaskSettings, rows: Rows, anchors: NDArray[np.int64], se
     enough = int(np.searchsorted(np.cumsum(sizes[order]), share)) + 1
     held_out = np.isin(group, order[:enough])
     return rows.take(np.flatnonzero(~held_out), "train"), rows.take(np.flatnonzero(held_out), "validation")
+
+
+def _named_once(settings: TaskSettings, splits: Mapping[str, Rows]) -> None:
+    """Raise DataError for an id that stands in two splits: a prediction could not tell which row it is of."""
+    owner: dict[int, str] = {}
+    for name, rows in splits.items() if settings.id is not None else ():
+        for number, texts in zip(rows.ids.tolist(), rows.texts, strict=True):
+            if owner.setdefault(number, name) != name:
+                raise DataError(
+                    f"the {name} row {shown(texts[0])} has an id that stands in {owner[number]} too",
+                    where=f"task.{name}, column {settings.id!r}",
+                    hint="an id names one row over all files",
+                )
 
 
 def _leaks(splits: Mapping[str, Rows]) -> list[str]:

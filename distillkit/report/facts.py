@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -132,6 +132,20 @@ class BenchRow:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A model that this one was made through, on the same rows: a member of the teacher, or what stands
+    between the first teacher and the student. source: its registered name; parameters: None where they are
+    not known.
+    """
+
+    role: Literal["member", "first teacher", "assistant"]
+    name: str
+    source: str
+    parameters: int | None
+    metrics: dict[str, Measured]
+
+
+@dataclass(frozen=True)
 class RunFacts:
     """What one run asked for and what came out."""
 
@@ -149,6 +163,7 @@ class RunFacts:
     answers that these change (`changed`), and how many `rows` that is measured on."""
     outcomes: dict[str, int] = field(default_factory=dict)
     """Answers (rows, words, masked tokens) that both models get right, one of them, or neither."""
+    links: tuple[Link, ...] = ()
     examples: tuple[Example, ...] = ()
     losses: dict[str, str] = field(default_factory=dict)
     """Loss name -> what it is, in words (`0.7 x logits, temperature 4`)."""

@@ -5,9 +5,11 @@ Shapes: n rows, N answers, V classes (1 for regression).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +20,12 @@ from distillkit.data.tasks import Rows, Task
 from distillkit.errors import DataError
 from distillkit.metrics import Baseline, Measured
 from distillkit.report.contexts import Shown
-from distillkit.report.facts import Example, ModelFacts, TaskFacts
+from distillkit.report.facts import Example, Link, ModelFacts, TaskFacts
 from distillkit.settings import Labels
 from distillkit.types import Spec
+
+SCORES = "scores.json"
+"""In a model's folder: its number of parameters, and its metrics by name."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,8 @@ class Judged:
     """The rows that the report's figures are measured on, and the answers of both models.
 
     gold, teacher, student: as in `distillkit.evaluate`; labels name what they answer (the whole vocabulary
-    for mlm); texts: what stands beside an answer, or beside a row of tags.
+    for mlm); texts: what stands beside an answer, or beside a row of tags; scored: the teacher gives scores,
+    not classes alone.
     """
 
     labels: Labels
@@ -37,10 +43,12 @@ class Judged:
     teacher: NDArray[Any]
     student: NDArray[Any]
     seed: int
+    scored: bool = True
 
     def teacher_facts(self, source: str, spec: Spec, parameters: int | None) -> ModelFacts:
         """The teacher's sizes and scores; `source` is its registered name."""
-        return self._model(self.teacher, source, spec, parameters)
+        facts = self._model(self.teacher, source, spec, parameters)
+        return facts if self.scored else replace(facts, calibration=None)
 
     def student_facts(self, source: str, spec: Spec, parameters: int | None) -> ModelFacts:
         """The student's sizes and scores; `source` is its registered name."""
@@ -52,7 +60,8 @@ class Judged:
 
     def agreement(self) -> dict[str, float]:
         """How alike they answer."""
-        return evaluate.agreement(self.labels, self.teacher, self.student)
+        found = evaluate.agreement(self.labels, self.teacher, self.student)
+        return found if self.scored else {name: value for name, value in found.items() if name != "kl"}
 
     def outcomes(self) -> dict[str, int]:
         """Answers by who is right; empty for regression."""
@@ -91,7 +100,8 @@ def _class_example(judged: Judged, row: int) -> Example:
     names, answers = judged.labels.names, (judged.teacher[row], judged.student[row])
     teacher, student = (names[int(logits.argmax())] for logits in answers)
     sure = [float(evaluate.probabilities(logits).max()) for logits in answers]
-    return Example(tuple(judged.texts(row)), names[int(judged.gold[row])], teacher, student, *sure)
+    known = (sure[0] if judged.scored else None, sure[1])
+    return Example(tuple(judged.texts(row)), names[int(judged.gold[row])], teacher, student, *known)
 
 
 def _tag_example(judged: Judged, row: int) -> Example:
@@ -122,6 +132,13 @@ _EXAMPLES: Mapping[str, Callable[[Judged, int], Example]] = {
     "token_classification": _tag_example,
     "mlm": _piece_example,
 }
+
+
+def link(role: Literal["member", "first teacher", "assistant"], name: str, source: str, folder: Path) -> Link:
+    """What the scores in a model's folder say of it."""
+    told = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+    metrics = {metric: Measured(**value) for metric, value in told["scores"].items()}
+    return Link(role, name, source, told["parameters"], metrics)
 
 
 def task_facts(task: Task, metric: str, baseline: Baseline) -> TaskFacts:
