@@ -234,6 +234,9 @@ def _real(annotation: Any) -> Any:
     if annotation == section.Teachers:
         member: Any = _union("teacher", nesting=False)
         return typing.Annotated[dict[section.Name, member], Field(min_length=1)]
+    if annotation == section.Students:
+        peer: Any = _union("student")
+        return typing.Annotated[dict[section.Name, peer], Field(min_length=1)]
     return _union("student") | None if annotation == section.OptionalStudent else annotation
 
 

@@ -7,6 +7,7 @@ builds the object.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,15 @@ from transformers import PreTrainedTokenizerBase
 
 from distillkit.data.batching import Encoded
 from distillkit.data.tasks import Rows
+from distillkit.errors import ModelError
 from distillkit.objectives.base import Objective
 from distillkit.settings import FinetuneSettings, Labels, PretrainSettings, TaskKind
 from distillkit.types import Access, Batch, Finding, Outputs, Spec, Swap, Want
+
+STUDENT, LEFT, WHO = "student", "teacher", "peer.json"
+"""Among peers: the run's own student; the folder in the student's of what stands beside it; who a folder
+holds.
+"""
 
 
 class Teacher(ABC):
@@ -70,7 +77,9 @@ class Teacher(ABC):
         """
 
     def after_step(self, step: int) -> None:  # noqa: B027 - an optional hook, nothing to do for a fixed teacher
-        """Called after every optimizer step (an EMA teacher follows the student here)."""
+        """Called after every optimizer step (an average follows the student here); of sharded parameters each
+        rank sees its own part.
+        """
 
     def to(self, device: torch.device) -> Teacher:
         """The same teacher with its weights on `device`; one without weights stays where it is."""
@@ -144,6 +153,8 @@ class TeacherSource(ABC):
     """The deepest access its teacher grants; known before anything is loaded."""
     reads_tokens: bool = True
     """Whether it reads token ids; False: texts, so that its tokenizer is the student's alone."""
+    peers: Mapping[str, StudentSource] = {}
+    """Students that learn beside the run's own, each from all others."""
     members: Mapping[str, TeacherSource] = {}
     """Sources that it is made of, each of which has a run of its own (`placed`)."""
 
@@ -228,6 +239,66 @@ class TrainableTeacherSource(TeacherSource):
         return FixedTeacher(self.load(folder))
 
 
+class LearningTeacherSource(TrainableTeacherSource):
+    """A source whose teacher comes into being while the student learns. There is no teacher stage: what is
+    left at the end is saved with the student (`LEFT`).
+    """
+
+    in_turn: bool = False
+    """Whether peers are trained one after the other on each batch."""
+    keep: str = STUDENT
+    """What the run ends with: its own student, or the `best` of all."""
+
+    def __init__(self) -> None:
+        self.pretrain = self.finetune = None
+        self._sources: dict[str, StudentSource] = {}
+
+    def joined(self, student: StudentSource) -> StudentSource:
+        """Told the source of the run's student; the source that loads what the run ends with."""
+        self._sources = {STUDENT: student, **self.peers}
+        return AnyOf(self._sources)
+
+    @abstractmethod
+    def beside(
+        self, student: Student, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int
+    ) -> Teacher:
+        """The teacher of a student that is there; of peers, the first."""
+
+    def trained(self, labels: Labels) -> bool:
+        return False
+
+    def prospect(
+        self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, folder: Path
+    ) -> Teacher:
+        return Nothing(labels, max_length)
+
+    def classifier(
+        self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, pretrained: Path | None
+    ) -> Student:
+        raise NotImplementedError(f"{type(self).__name__} has no model before the student")
+
+    def load(self, folder: Path) -> Student:
+        return AnyOf(self._sources).load(folder)
+
+
+class Nothing(Teacher):
+    """Stands where a teacher will be: it has no sizes and says nothing."""
+
+    def __init__(self, labels: Labels, max_length: int) -> None:
+        self._spec = Spec(0, 0, 0, 0, vocab_size=0, num_labels=labels.num_labels, max_length=max_length)
+
+    @property
+    def access(self) -> Access:
+        return Access.LABELS
+
+    @property
+    def spec(self) -> Spec:
+        return self._spec
+
+    def outputs(self, batch: Batch, *, want: Want, swap: Swap | None = None) -> Outputs:
+        raise ModelError("there is no teacher yet", where="teacher")
+
+
 @dataclass(frozen=True)
 class Material:
     """What a student's first weights may be made from: the trained teacher, its tokenizer and the training
@@ -278,3 +349,31 @@ class StudentSource(ABC):
         task's.
         """
         return ()
+
+
+class AnyOf(StudentSource):
+    """The student of whichever source made it, as its folder says."""
+
+    def __init__(self, sources: Mapping[str, StudentSource]) -> None:
+        self.sources = dict(sources)
+        kinds = [set(source.kinds) for source in self.sources.values()]
+        self.kinds = tuple(kind for kind in self.sources[STUDENT].kinds if all(kind in one for one in kinds))
+
+    def build(
+        self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, teacher: Teacher
+    ) -> Student:
+        return self.sources[STUDENT].build(tokenizer, labels, max_length, teacher)
+
+    def start(self, student: Student, material: Material) -> None:
+        self.sources[STUDENT].start(student, material)
+
+    def load(self, folder: Path) -> Student:
+        return self.sources[json.loads((folder / WHO).read_text())["name"]].load(folder)
+
+    def fingerprint(self) -> str:
+        return self.sources[STUDENT].fingerprint()
+
+    def findings(
+        self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, ...]]
+    ) -> Sequence[Finding]:
+        return self.sources[STUDENT].findings(tokenizer, texts)

@@ -8,6 +8,8 @@ biases: every parameter of fewer than two dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -49,11 +51,11 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def clip_gradient(module: nn.Module, largest: float) -> Tensor:
-    """Scale all gradients so that their global norm is at most `largest`; returns the norm before, on the
-    device.
+def clip_gradient(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
+    """Scale the gradients of these parameters so that their norm together is at most `largest`; returns the
+    norm before, on the device.
     """
-    parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     whole = gather(norm)
     if not whole <= largest:  # what is short enough is not passed over

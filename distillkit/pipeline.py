@@ -25,7 +25,7 @@ from distillkit.data.tokenizers import load_tokenizer
 from distillkit.digests import contents, stage_digests, trainings
 from distillkit.errors import ConfigError, DistillkitError, ErrorGroup, StoppedError
 from distillkit.losses.base import Loss, LossStack
-from distillkit.model import StudentSource, TeacherSource
+from distillkit.model import LearningTeacherSource, StudentSource, TeacherSource
 from distillkit.progress import Progress
 from distillkit.rundir import RunDir, environment
 from distillkit.settings import RunConfig
@@ -113,6 +113,8 @@ def prepare(loaded: recipe.Loaded, parts: Parts, place: Place) -> Job:
     if teacher.members:
         teacher.placed(run_path(loaded).absolute() / links.MEMBERS, config.task.max_length)
     student = parts.student or catalog.build("student", config.student, base=base)
+    if isinstance(teacher, LearningTeacherSource):
+        student = teacher.joined(student)
     stacks = _stacks(config, parts, base)
     check_access(config, stacks, teacher, task.labels)
     check_student(config, student, task.labels)
@@ -283,6 +285,8 @@ def _make(job: Job, name: str) -> None:
 
 
 def _applies(job: Job, name: str) -> bool:
+    if name == "teacher":
+        return not isinstance(job.teacher_source, LearningTeacherSource)
     return name != "pretrain" or (job.trainable is not None and job.trainable.pretrain is not None)
 
 

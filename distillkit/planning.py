@@ -29,14 +29,23 @@ from distillkit.data.tasks import KINDS, Rows, Task, load_task, load_unlabelled
 from distillkit.estimates import BYTES_FIXED, ModelCost, free_memory, model_cost, step_cost
 from distillkit.losses.base import TEACHER, LossStack
 from distillkit.losses.gold import Gold
-from distillkit.model import FixedTeacher, Student, Teacher, TeacherSource, TrainableTeacherSource
+from distillkit.model import (
+    STUDENT,
+    FixedTeacher,
+    Nothing,
+    Student,
+    Teacher,
+    TeacherSource,
+    TrainableTeacherSource,
+)
+from distillkit.peers import peers_of
 from distillkit.preflight import Meeting, Named, Prospect
 from distillkit.progress import duration
 from distillkit.recipe import Loaded
 from distillkit.report.text import clean, scaled, size
 from distillkit.settings import Phase
 from distillkit.stacks import build_stacks, check_access, check_student, interchange_of
-from distillkit.train import Distillation, make_accelerator
+from distillkit.train import Distillation, Program, make_accelerator
 from distillkit.types import Finding
 
 SAMPLE_TEXTS, SAMPLE_ROWS = 5_000, 20_000
@@ -342,11 +351,23 @@ def _student_stages(draft: _Draft) -> Iterator[StagePlan]:
     for index, (phase, stack) in enumerate(zip(config.phases, draft.named.stacks, strict=True)):
         feed = TaskFeed(draft.encoded, phase.batch, seed=config.seed)
         swapped = interchange_of(config, index, stack, **specs)
-        program = Distillation(prospect.student, stack, {TEACHER: prospect.teacher}, swapped)
+        program: Program = Distillation(prospect.student, stack, {TEACHER: prospect.teacher}, swapped)
+        if draft.named.teacher.peers:
+            program = peers_of(config, index, stack, _students(draft), in_turn=False)
         cost = step_cost(program, feed, draft.device)
         steps = phase.epochs * round(feed.num_steps(0) * _rows(phase, draft) / sampled)
         name = "student" if len(config.phases) == 1 else f"student, phase {index + 1}"
         yield StagePlan(name, steps, steps * cost.seconds, cost.memory + fixed)
+
+
+def _students(draft: _Draft) -> dict[str, Student]:
+    """The run's own and its peers."""
+    prospect, config = draft.prospect, draft.named.config
+    labels, length = draft.named.task.labels, config.task.max_length
+    nothing = Nothing(labels, length)
+    peers = draft.named.teacher.peers.items()
+    made = {name: source.build(prospect.tokenizer, labels, length, nothing) for name, source in peers}
+    return {STUDENT: prospect.student, **made}
 
 
 def _rows(phase: Phase, draft: _Draft) -> int:

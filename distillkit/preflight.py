@@ -25,6 +25,7 @@ from distillkit.data.tasks import Rows, Task
 from distillkit.errors import ConfigError, DistillkitError, ModelError
 from distillkit.losses.base import Compared, LossStack
 from distillkit.model import (
+    LearningTeacherSource,
     Student,
     StudentSource,
     Teacher,
@@ -105,6 +106,8 @@ def build(named: Named, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Pro
     labels, length = named.task.labels, named.config.task.max_length
     teacher = named.teacher.prospect(tokenizer, labels, length, folder)
     student = named.student.build(tokenizer, labels, length, teacher)
+    if isinstance(named.teacher, LearningTeacherSource):
+        teacher = named.teacher.beside(student, tokenizer, labels, length)
     return Prospect(named, tokenizer, teacher, student)
 
 
@@ -152,6 +155,8 @@ def judged(prospect: Prospect, train: Encoded, validation: Encoded, device: torc
     Raises ModelError as the run would, where all rows were asked and it is no better.
     """
     named = prospect.named
+    if isinstance(named.teacher, LearningTeacherSource):
+        return Finding("fact", "teacher", "it learns while the student does: there is nothing to judge yet")
     if not named.teacher.trained(named.task.labels):
         return Finding("fact", "teacher", "it is judged against the majority class when it is trained")
     samples, labels = measured(validation), named.task.labels
@@ -247,7 +252,7 @@ def _access(prospect: Prospect) -> Finding:
         default=None,
     )
     asked = "no loss asks it" if needs is None else f"the losses ask for {needs.name} at most"
-    return Finding("fact", "teacher", f"it gives {prospect.teacher.access.name}; {asked}")
+    return Finding("fact", "teacher", f"it gives {prospect.named.teacher.access.name}; {asked}")
 
 
 def _padded_rows(prospect: Prospect) -> Iterator[Finding]:
@@ -278,7 +283,8 @@ def _segments(prospect: Prospect) -> Iterator[Finding]:
 
 def _larger(prospect: Prospect) -> Iterator[Finding]:
     mine, theirs = parameters(prospect.student), prospect.teacher.num_parameters
-    if theirs is not None and mine > theirs:
+    learning = isinstance(prospect.named.teacher, LearningTeacherSource)
+    if not learning and theirs is not None and mine > theirs:
         words = f"the student is larger than its teacher: {mine:,} parameters, not {theirs:,}"
         yield Finding("warning", "student", words)
 

@@ -216,6 +216,8 @@ class StudentComponent(Component):
 
 Teachers = dict[str, TeacherComponent]
 """Teachers by name, as a setting; in a recipe each has the settings of its own class."""
+Students = dict[str, StudentComponent]
+"""Students by name, likewise."""
 OptionalStudent = StudentComponent | None
 """A student as a setting."""
 

@@ -13,7 +13,7 @@ from distillkit import catalog
 from distillkit.errors import ConfigError, DistillkitError, ErrorGroup
 from distillkit.interchange import Interchange
 from distillkit.losses.base import TEACHER, LossStack
-from distillkit.model import StudentSource, TeacherSource, TrainableTeacherSource
+from distillkit.model import LearningTeacherSource, StudentSource, TeacherSource, TrainableTeacherSource
 from distillkit.settings import Labels, RunConfig
 from distillkit.teachers.answers import WHERE, Packing
 from distillkit.types import Access, Spec
@@ -39,7 +39,7 @@ def check_access(
     """
     for index, stack in enumerate(stacks):
         if config.phases[index].cache is not None:
-            _check_cached(stack)
+            _check_cached(stack, teacher)
         _check_augment(config, index, teacher)
         for name, loss in stack.terms.items():
             where = _place(config, index, name)
@@ -123,8 +123,14 @@ def _check_augment(config: RunConfig, index: int, teacher: TeacherSource) -> Non
         )
 
 
-def _check_cached(stack: LossStack) -> None:
+def _check_cached(stack: LossStack, teacher: TeacherSource) -> None:
     """Raise ConfigError where the answers that a phase asks for cannot be kept, or none are asked for."""
+    if isinstance(teacher, LearningTeacherSource):
+        raise ConfigError(
+            "this teacher learns while the student does: its answers change with every step",
+            where=WHERE,
+            hint="leave `cache` out",
+        )
     if not stack.needs_teacher:
         raise ConfigError("no loss of this phase asks the teacher", where=WHERE, hint="leave `cache` out")
     if stack.needs.access >= Access.INTERVENTIONS:

@@ -42,8 +42,13 @@ from distillkit.interchange import Interchange, Intervened
 from distillkit.links import ASSISTANTS, MEMBERS
 from distillkit.losses.base import TEACHER, LossStack
 from distillkit.losses.gold import Gold
+from distillkit.metrics import LOWER_IS_BETTER
 from distillkit.model import (
+    LEFT,
+    STUDENT,
+    WHO,
     FixedTeacher,
+    LearningTeacherSource,
     Material,
     Student,
     StudentSource,
@@ -52,6 +57,7 @@ from distillkit.model import (
     TrainableTeacherSource,
 )
 from distillkit.objectives.feed import ObjectiveFeed
+from distillkit.peers import InTurn, Peers, peers_of
 from distillkit.progress import Progress
 from distillkit.recipe import Loaded
 from distillkit.report.card import write_model_card
@@ -93,6 +99,8 @@ Save = Callable[[Path], None]
 Array = NDArray[Any]
 
 ANSWERS, INTERCHANGE = "answers.npy", "interchange.json"
+PEERS = "peers"
+"""Folder in the student's of the peers that are neither what the run ends with nor the best beside it."""
 INTERCHANGE_ROWS = 500
 """Rows that interchange accuracy is measured on: five forwards of two models for each."""
 PREFLIGHT = "preflight.json"
@@ -152,6 +160,8 @@ class Job:
         return device
 
     def folder(self, stage: str) -> Path:
+        if stage == "teacher" and isinstance(self.teacher_source, LearningTeacherSource):
+            return self.run.stage("student").folder / LEFT
         return self.run.stage(stage).folder
 
     def encoded(self, rows: Rows) -> Encoded:
@@ -280,7 +290,7 @@ def teacher(job: Job) -> Save:
         program = Distillation(model, stack, {})
         feed = _task_feed(job, training.batch)
         how = _settings(job, "teacher", training, epochs=training.epochs, keep=training.keep)
-        _train(job, program, feed, how, _validation(job, "teacher", program))
+        _train(job, program, feed, how, _validation(job, "teacher", program, {"teacher": model}))
     elif source.finetune is not None:
         job.progress.say("teacher: pretrained on masked tokens, which are the task: it is not fine-tuned")
     return lambda folder: _save_model(job.alone, model, folder)
@@ -291,6 +301,8 @@ def student(job: Job) -> Save:
 
     Raises ModelError for a teacher that has nothing to teach (its folder is there, to be looked at).
     """
+    if isinstance(job.teacher_source, LearningTeacherSource):
+        return _together(job, job.teacher_source)
     fixed = job.teacher()
     _gate(job, fixed)
     torch.manual_seed(job.config.seed)  # fresh weights
@@ -309,7 +321,7 @@ def student(job: Job) -> Save:
         how = _settings(
             job, name, phase, epochs=phase.epochs, keep=phase.keep or ("best" if judged else "last")
         )
-        _train(job, program, feed, how, _validation(job, name, program))
+        _train(job, program, feed, how, _validation(job, name, program, {STUDENT: model}))
     for remark in fixed.remarks():
         job.progress.say(remark)
 
@@ -319,6 +331,73 @@ def student(job: Job) -> Save:
         (folder / INTERCHANGE).write_text(told)
 
     return save
+
+
+def _together(job: Job, source: LearningTeacherSource) -> Save:
+    """Students that learn from each other, or one that learns from what follows it, through every phase."""
+    labels, length, seed = job.task.labels, job.config.task.max_length, job.config.seed
+    nothing = source.prospect(job.tokenizer, labels, length, Path())
+    torch.manual_seed(seed)  # fresh weights
+    model = job.student_source.build(job.tokenizer, labels, length, nothing)
+    rows = job.encoded(job.task.train)
+    job.student_source.start(model, Material(nothing, job.tokenizer, rows, job.device))
+    students = {STUDENT: model}
+    for name, peer in source.peers.items():
+        torch.manual_seed(keyed_seed(seed, "peer", name))
+        students[name] = peer.build(job.tokenizer, labels, length, nothing)
+        peer.start(students[name], Material(nothing, job.tokenizer, rows, job.device))
+    names = [name for name, training in job.trainings.items() if training.stage == "student"]
+    for index, (name, phase) in enumerate(zip(names, job.config.phases, strict=True)):
+        torch.manual_seed(keyed_seed(seed, name))  # first weights of projections
+        program = _learning(job, source, students, index)
+        feed: Feed = TaskFeed(job.encoded(_rows(job, name, phase)), phase.batch, seed=seed)
+        if isinstance(program, Peers) and program.in_turn:
+            feed = InTurn(feed, len(students))
+        stack = job.stacks[index]
+        judged = phase.corpus is None and stack.trains_logits
+        how = _settings(
+            job, name, phase, epochs=phase.epochs, keep=phase.keep or ("best" if judged else "last")
+        )
+        _train(job, program, feed, how, _validation(job, name, program, students))
+    if isinstance(program, Distillation):
+        students[LEFT] = program.learning[TEACHER].model  # type: ignore[assignment]
+
+    def save(folder: Path) -> None:
+        _save_together(job.alone, students, source, folder)
+
+    return save
+
+
+def _learning(
+    job: Job, source: LearningTeacherSource, students: Mapping[str, Student], index: int
+) -> Peers | Distillation:
+    """What one phase trains, its losses bound."""
+    config, stack = job.config, job.stacks[index]
+    if not source.peers:
+        model = students[STUDENT]
+        told = source.beside(model, job.tokenizer, job.task.labels, config.task.max_length)
+        bind(config, index, stack, student=model.spec, teacher=told.spec)
+        return Distillation(model, stack, {TEACHER: told})
+    return peers_of(config, index, stack, students, in_turn=source.in_turn)
+
+
+def _save_together(
+    job: Job, students: Mapping[str, Student], source: LearningTeacherSource, folder: Path
+) -> None:
+    """The student that the run ends with, beside it the best of the others as the teacher, and all others."""
+    scores = {name: _measured(job, model)[job.metric] for name, model in students.items()}
+    lower = job.metric in LOWER_IS_BETTER
+    order = sorted(scores, key=lambda name: scores[name] if lower else -scores[name])
+    chosen = order[0] if source.keep == "best" else STUDENT
+    left = next(name for name in order if name != chosen)
+    places = {chosen: folder, left: folder / LEFT}
+    for name, model in students.items():
+        place = places.get(name, folder / PEERS / name)
+        place.mkdir(parents=True, exist_ok=True)
+        _save_model(job, model, place)
+        (place / WHO).write_text(json.dumps({"name": STUDENT if name == LEFT else name}))
+    told = _interchange_accuracy(job, FixedTeacher(students[chosen]), FixedTeacher(students[left]))
+    (folder / INTERCHANGE).write_text(json.dumps(told))
 
 
 def export(job: Job) -> Save:
@@ -425,6 +504,11 @@ def _links(job: Job) -> Iterator[Link]:
     config, folder = job.config, job.run.path
     for name, component in getattr(config.teacher, "members", {}).items():
         yield link("member", name, component.use, folder / MEMBERS / name / "teacher")
+    for path in (job.folder("student"), job.folder("teacher"), *job.folder("student").glob(f"{PEERS}/*")):
+        if getattr(config.teacher, "peers", None):
+            name = json.loads((path / WHO).read_text())["name"]
+            component = config.teacher.peers.get(name, config.student)  # type: ignore[attr-defined]
+            yield link("peer", name, component.use, path)
     chain = folder / ASSISTANTS
     taught_by = Path(getattr(config.teacher, "path", ""))
     if config.teacher.use != "distilled" or taught_by.parent != chain.absolute():
@@ -458,21 +542,30 @@ MAKE: Mapping[str, Callable[[Job], Save]] = {
 STAGES = tuple(MAKE)
 
 
-def _validation(job: Job, stage: str, program: Distillation) -> Callable[[], Mapping[str, float]]:
-    """Measures the student in training on the validation rows, and says what it scores."""
-    samples = job.samples(job.task.validation)
-    gold = samples.gold
-    assert gold is not None
+def _validation(
+    job: Job, stage: str, program: Program, students: Mapping[str, Student]
+) -> Callable[[], Mapping[str, float]]:
+    """Measures what is in training on the validation rows, and says what each scores; of several the mean."""
 
     def measure() -> dict[str, float]:
         program.eval()
-        scores = evaluate.values(job.task.labels, gold, job.predict(program.student, samples))
-        job.progress.say(
-            f"{stage}: validation " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        )
-        return scores
+        scores = {name: _measured(job, model) for name, model in students.items()}
+        for name, values in scores.items():
+            who = stage if len(scores) == 1 else f"{stage} ({name})"
+            said = ", ".join(f"{metric} {value:.4f}" for metric, value in values.items())
+            job.progress.say(f"{who}: validation {said}")
+        metrics = next(iter(scores.values()))
+        return {metric: sum(one[metric] for one in scores.values()) / len(scores) for metric in metrics}
 
     return measure
+
+
+def _measured(job: Job, model: Student) -> dict[str, float]:
+    """A model's metrics on the validation rows."""
+    samples = job.samples(job.task.validation)
+    gold = samples.gold
+    assert gold is not None
+    return evaluate.values(job.task.labels, gold, job.predict(model.eval(), samples))
 
 
 def _settings(

@@ -84,11 +84,15 @@ class Program(nn.Module, ABC):
     def check(self, batch: Batch) -> None:
         """Raise where a configured term cannot act; called once with the first batch."""
 
-    def go_to(self, progress: float) -> None:
-        """Called before every optimizer step with the share (0 to 1) of the training that is done."""
+    def go_to(self, step: int, total: int) -> None:
+        """Called before every optimizer step, which is number `step` (from 0) of `total`."""
+
+    def groups(self) -> Sequence[Sequence[nn.Parameter]]:
+        """Parameters whose gradients are clipped together."""
+        return [list(self.parameters())]
 
     def after_step(self, step: int) -> None:
-        """Called after every optimizer step."""
+        """Called after every optimizer step. Of sharded parameters each rank sees its own part."""
 
     def place(self, device: torch.device) -> None:
         """Move what is not a submodule (teachers)."""
@@ -109,6 +113,8 @@ class Distillation(Program):
         super().__init__()
         self.student, self.stack = student, stack
         self._teachers, self._interchange = dict(teachers), interchange
+        learning = {name: teacher for name, teacher in teachers.items() if isinstance(teacher, nn.Module)}
+        self.learning = nn.ModuleDict(learning)
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -120,8 +126,8 @@ class Distillation(Program):
     def terms(self, batch: Batch) -> Mapping[str, Tensor]:
         return self.stack.raw(self._step(batch))
 
-    def go_to(self, progress: float) -> None:
-        self.stack.go_to(progress)
+    def go_to(self, step: int, total: int) -> None:
+        self.stack.go_to(step / total)
 
     def _step(self, batch: Batch) -> Step:
         return take_step(self.student, self.stack, self._teachers, batch, self._interchange)
@@ -373,7 +379,7 @@ class _Loop:
         """Forward and backward of this rank's micro-batches, one optimizer step; (its share of the terms, the
         gradient's norm, whether the fp16 scaler skipped it).
         """
-        self.program.go_to(self.state.step / self.total)
+        self.program.go_to(self.state.step, self.total)
         totals: Counter[str] = Counter()
         for micro in micros:
             totals.update(self.program.counts(micro))
@@ -395,8 +401,14 @@ class _Loop:
                 sums[name] = sums[name] + share if name in sums else share
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        norm = float(clip_gradient(self.program, self.settings.optimizer.clip))
+        norm = self._clip()
         return sums, norm, self._apply(sums, micros, norm)
+
+    def _clip(self) -> float:
+        """Clip the gradients of each group; the norm of all of them before."""
+        largest = self.settings.optimizer.clip
+        groups = [[one for one in group if one.grad is not None] for group in self.program.groups()]
+        return math.hypot(*(float(clip_gradient(group, largest)) for group in groups if group))
 
     def _apply(self, sums: Mapping[str, Tensor], micros: list[Batch], norm: float) -> bool:
         """The optimizer's step; whether the fp16 scaler skipped it for an overflow."""
@@ -413,8 +425,7 @@ class _Loop:
         else:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        with self.parallel.whole():
-            self.program.after_step(self.state.step + 1)
+        self.program.after_step(self.state.step + 1)
         return skipped
 
     def _diverged(self, terms: Mapping[str, Tensor], micros: list[Batch], norm: float) -> None:

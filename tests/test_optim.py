@@ -54,7 +54,7 @@ def test_clipping_scales_the_whole_gradient_and_tells_the_norm_before() -> None:
     model = torch.nn.Linear(3, 2)
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 2.0)
-    norm = clip_gradient(model, 1.0)
+    norm = clip_gradient(model.parameters(), 1.0)
     assert float(norm) == pytest.approx((8 * 4) ** 0.5, rel=1e-5)
     left = sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None)
     assert left**0.5 == pytest.approx(1.0, rel=1e-4)

@@ -20,6 +20,8 @@ from distillkit.metrics import Baseline, Calibration, ClassScore, Measured
 from distillkit.settings import TaskKind
 
 FACTS_FILE = "facts.json"
+Role = Literal["member", "first teacher", "assistant", "peer"]
+"""What a model was in the making of another."""
 
 
 @dataclass(frozen=True)
@@ -133,12 +135,12 @@ class BenchRow:
 
 @dataclass(frozen=True)
 class Link:
-    """A model that this one was made through, on the same rows: a member of the teacher, or what stands
-    between the first teacher and the student. source: its registered name; parameters: None where they are
-    not known.
+    """A model that this one was made through, on the same rows: a member of the teacher, a peer, or what
+    stands between the first teacher and the student. source: its registered name; parameters: None where they
+    are not known.
     """
 
-    role: Literal["member", "first teacher", "assistant"]
+    role: Role
     name: str
     source: str
     parameters: int | None

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from distillkit.data.tasks import Rows, Task
 from distillkit.errors import DataError
 from distillkit.metrics import Baseline, Measured
 from distillkit.report.contexts import Shown
-from distillkit.report.facts import Example, Link, ModelFacts, TaskFacts
+from distillkit.report.facts import Example, Link, ModelFacts, Role, TaskFacts
 from distillkit.settings import Labels
 from distillkit.types import Spec
 
@@ -134,7 +134,7 @@ _EXAMPLES: Mapping[str, Callable[[Judged, int], Example]] = {
 }
 
 
-def link(role: Literal["member", "first teacher", "assistant"], name: str, source: str, folder: Path) -> Link:
+def link(role: Role, name: str, source: str, folder: Path) -> Link:
     """What the scores in a model's folder say of it."""
     told = json.loads((folder / SCORES).read_text(encoding="utf-8"))
     metrics = {metric: Measured(**value) for metric, value in told["scores"].items()}
