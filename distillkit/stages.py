@@ -478,12 +478,13 @@ def gather(job: Job) -> RunFacts:
     return RunFacts(
         name=config.name,
         task=task_facts(task, job.metric, evaluate.majority(labels, train_gold, gold)),
-        teacher=judged.teacher_facts(config.teacher.use, told.spec, sizes["teacher"]["parameters"]),
-        student=judged.student_facts(config.student.use, student_spec, sizes["student"]["parameters"]),
+        teacher=judged.teacher_facts(_source(job, "teacher"), told.spec, sizes["teacher"]["parameters"]),
+        student=judged.student_facts(_source(job, "student"), student_spec, sizes["student"]["parameters"]),
         difference=judged.difference(),
         agreement=judged.agreement(),
         interchange=json.loads((job.folder("student") / INTERCHANGE).read_text()),
         outcomes=judged.outcomes(),
+        learning=config.teacher.use if isinstance(job.teacher_source, LearningTeacherSource) else "",
         links=tuple(_links(job)),
         examples=judged.examples(config.report.samples),
         losses=_losses_in_words(config),
@@ -499,16 +500,28 @@ def gather(job: Job) -> RunFacts:
     )
 
 
+def _source(job: Job, role: Role) -> str:
+    """The registered name that a model came from."""
+    if isinstance(job.teacher_source, LearningTeacherSource):
+        return _who(job, job.folder(role))[1]
+    return job.config.teacher.use if role == "teacher" else job.config.student.use
+
+
+def _who(job: Job, folder: Path) -> tuple[str, str]:
+    """The name and the registered name of the peer in a folder."""
+    config, name = job.config, str(json.loads((folder / WHO).read_text())["name"])
+    return name, getattr(config.teacher, "peers", {}).get(name, config.student).use
+
+
 def _links(job: Job) -> Iterator[Link]:
     """The members of the teacher, or the teacher and the assistants before this student."""
     config, folder = job.config, job.run.path
     for name, component in getattr(config.teacher, "members", {}).items():
         yield link("member", name, component.use, folder / MEMBERS / name / "teacher")
-    for path in (job.folder("student"), job.folder("teacher"), *job.folder("student").glob(f"{PEERS}/*")):
-        if getattr(config.teacher, "peers", None):
-            name = json.loads((path / WHO).read_text())["name"]
-            component = config.teacher.peers.get(name, config.student)  # type: ignore[attr-defined]
-            yield link("peer", name, component.use, path)
+    if getattr(config.teacher, "peers", None):
+        student = job.folder("student")
+        for path in (student, job.folder("teacher"), *sorted(student.glob(f"{PEERS}/*"))):
+            yield link("peer", *_who(job, path), path)
     chain = folder / ASSISTANTS
     taught_by = Path(getattr(config.teacher, "path", ""))
     if config.teacher.use != "distilled" or taught_by.parent != chain.absolute():

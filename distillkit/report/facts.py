@@ -165,6 +165,8 @@ class RunFacts:
     answers that these change (`changed`), and how many `rows` that is measured on."""
     outcomes: dict[str, int] = field(default_factory=dict)
     """Answers (rows, words, masked tokens) that both models get right, one of them, or neither."""
+    learning: str = ""
+    """Registered name of the teacher where it learned while the student did."""
     links: tuple[Link, ...] = ()
     examples: tuple[Example, ...] = ()
     losses: dict[str, str] = field(default_factory=dict)
