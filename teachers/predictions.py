@@ -16,7 +16,6 @@ from distillkit.data.reading import (
     Table,
     column_names,
     file_digest,
-    missing_column,
     read_table,
     shown,
 )
@@ -24,6 +23,7 @@ from distillkit.data.tasks import KINDS, Rows, row_id
 from distillkit.data.tokenizers import load_tokenizer, train_wordpiece
 from distillkit.errors import ConfigError, DataError
 from distillkit.model import Teacher, TeacherSource
+from distillkit.registry import did_you_mean
 from distillkit.settings import Columns, Count, File, Folder, Labels
 from distillkit.types import Access, Batch
 
@@ -88,7 +88,11 @@ class Predictions(TeacherSource):
         found = column_names(self.path)
         for name in (*keys, *columns):
             if name not in found:
-                raise missing_column(self.path, name, found)
+                raise ConfigError(
+                    f"column {name!r} is not in {self.path}",
+                    where="teacher",
+                    hint=did_you_mean(name, found),
+                )
         table = read_table(self.path, list(dict.fromkeys((*keys, *columns))))
         return PredictionsTeacher(self, table, keys, columns, labels)
 
