@@ -68,7 +68,7 @@ def test_minilm_is_the_papers_two_relations_of_the_last_block() -> None:
     mask = step.batch.mask
     attention = relation_by_hand((mine.query, mine.key), (told.query, told.key), mask)
     values = relation_by_hand((mine.value, mine.value), (told.value, told.value), mask)
-    assert float(loss(step)) == pytest.approx(attention + values, rel=1e-4)
+    assert float(loss(step)) == pytest.approx(attention + values, rel=1e-6, abs=1e-6)
 
 
 def test_minilm_v2_cuts_both_sides_into_the_same_relation_heads() -> None:
@@ -83,7 +83,7 @@ def test_minilm_v2_cuts_both_sides_into_the_same_relation_heads() -> None:
             flat = torch.cat([side[:, head] for head in range(2)], dim=-1)  # [B, L, D], heads side by side
             sides.append(torch.stack(flat.chunk(4, dim=-1), dim=1))
         expected += relation_by_hand((sides[0], sides[0]), (sides[1], sides[1]), step.batch.mask)
-    assert float(loss(step)) == pytest.approx(expected, rel=1e-4)
+    assert float(loss(step)) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
 def test_heads_cut_into_as_many_are_themselves() -> None:
@@ -108,7 +108,7 @@ def test_attention_scores_are_a_loop_over_real_pairs() -> None:
                         for side in (mine, told)
                     )
                     terms.append((a - b) ** 2)
-    assert float(loss(step)) == pytest.approx(sum(terms) / len(terms), rel=1e-4)
+    assert float(loss(step)) == pytest.approx(sum(terms) / len(terms), rel=1e-6, abs=1e-6)
     assert loss.count(step.batch) * 2 == len(terms)
 
 
