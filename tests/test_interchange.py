@@ -179,7 +179,8 @@ def test_a_step_runs_each_model_twice_and_losses_read_the_swapped_runs(tmp_path:
     q = functional.log_softmax(swapped_mine.logits / 2, -1)
     p = functional.log_softmax(swapped_told.logits / 2, -1)
     raw = stack.raw(step)
-    assert float(raw["kl"]) == pytest.approx(float(4 * (p.exp() * (p - q)).sum(-1).mean()), rel=1e-6, abs=1e-6)
+    divergence = 4 * (p.exp() * (p - q)).sum(-1).mean()
+    assert float(raw["kl"]) == pytest.approx(float(divergence), rel=1e-6, abs=1e-6)
     cosine = functional.cosine_similarity(swapped_mine.hidden[-1], swapped_told.hidden[-1], dim=-1)
     assert float(raw["cos"]) == pytest.approx(float((1 - cosine)[rows.mask].mean()), rel=1e-6, abs=1e-6)
 
