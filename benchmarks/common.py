@@ -11,7 +11,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from distillkit import catalog, pipeline, recipe
 from distillkit.report.facts import RunFacts, load_facts
@@ -40,6 +42,13 @@ def scores(folder: Path, role: str) -> dict[str, dict[str, float]]:
     """Metric -> value, low, high, n of one role, read from the stage's own file."""
     content: dict[str, dict[str, float]] = json.loads((folder / role / "scores.json").read_text())["scores"]
     return content
+
+
+def interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean, tasks and seeds drawn together."""
+    draws = np.random.default_rng(0).choice(values, (10_000, len(values))).mean(axis=1)
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def machine(seed: int) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from common import DATA, RESULTS, RUNS, run, scores, write_result
+from common import DATA, RESULTS, RUNS, interval, run, scores, write_result
 from minilm import model_folder
 from numpy.typing import NDArray
 
@@ -251,13 +251,6 @@ def differences(found: Found, student: str, rung: str, below: str) -> NDArray[np
         if (cell.student, cell.rung) == (student, rung) and other is not None:
             pairs.append(told["score"] - other["score"])
     return np.asarray(pairs)
-
-
-def interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean, tasks and seeds drawn together."""
-    draws = np.random.default_rng(0).choice(values, (10_000, len(values))).mean(axis=1)
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return float(low), float(high)
 
 
 def of(found: Found, student: str, rung: str, task: str, what: str = "score") -> list[float]:

@@ -110,6 +110,8 @@ def stage_digests(
         _code(teacher),
         object_key(given.get("teacher"), leave=("finetune",)),
     ]
+    inner = [_code(one) for one in teacher.made_of]
+    body += [inner] if any(inner) else []
     phases = [content for name, content in data.items() if name.startswith("student")]
     losses = [_code(loss) for stack in stacks for loss in stack.terms.values()]
     judged = [task.digest, config.task.max_length, config.task.metric, config.seed]
@@ -125,7 +127,7 @@ def stage_digests(
         student.fingerprint(),
         config.phases,
         phases,
-        _code(student),
+        [code for one in getattr(student, "sources", {"": student}).values() for code in _code(one)],
         losses,
         objects,
         *([rounded] if any(rounded) else []),

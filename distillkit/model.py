@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -33,6 +34,8 @@ holds.
 class Teacher(ABC):
     """Gives targets. Never trained by the loop; `outputs` runs in eval mode without gradients."""
 
+    follows: bool = False
+    """Whether it is a module that learns while the student does, so that checkpoints hold it."""
     live: bool = True
     """Whether it answers any text; False: only the rows that it was given answers to, so that there is
     nothing to time.
@@ -153,13 +156,24 @@ class TeacherSource(ABC):
     """The deepest access its teacher grants; known before anything is loaded."""
     reads_tokens: bool = True
     """Whether it reads token ids; False: texts, so that its tokenizer is the student's alone."""
+    rows_only: Literal["", "text", "id"] = ""
+    """What the only rows are found by that it can answer, those that it was given answers for; '': it answers
+    any.
+    """
     peers: Mapping[str, StudentSource] = {}
     """Students that learn beside the run's own, each from all others."""
     members: Mapping[str, TeacherSource] = {}
     """Sources that it is made of, each of which has a run of its own (`placed`)."""
 
-    def placed(self, members: Path, max_length: int) -> None:  # noqa: B027 - for sources that have members
-        """Told the folder of the members' runs once they are made, and how many tokens of a text are read."""
+    def placed(self, members: Path, max_length: int, *, made: bool) -> None:  # noqa: B027 - optional
+        """Told the folder of the members' runs once they have tokenizers, how many tokens of a text are read,
+        and whether their models are made.
+        """
+
+    @property
+    def made_of(self) -> Sequence[object]:
+        """Other sources whose code it runs."""
+        return ()
 
     @abstractmethod
     def tokenizer(self, corpus: Iterable[str]) -> PreTrainedTokenizerBase:
@@ -270,7 +284,7 @@ class LearningTeacherSource(TrainableTeacherSource):
     def prospect(
         self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, folder: Path
     ) -> Teacher:
-        return Nothing(labels, max_length)
+        return Nothing(labels, max_length, len(tokenizer))
 
     def classifier(
         self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, pretrained: Path | None
@@ -284,8 +298,9 @@ class LearningTeacherSource(TrainableTeacherSource):
 class Nothing(Teacher):
     """Stands where a teacher will be: it has no sizes and says nothing."""
 
-    def __init__(self, labels: Labels, max_length: int) -> None:
-        self._spec = Spec(0, 0, 0, 0, vocab_size=0, num_labels=labels.num_labels, max_length=max_length)
+    def __init__(self, labels: Labels, max_length: int, entries: int) -> None:
+        answers = labels.num_labels or entries
+        self._spec = Spec(0, 0, 0, 0, vocab_size=0, num_labels=answers, max_length=max_length)
 
     @property
     def access(self) -> Access:

@@ -43,16 +43,17 @@ class Peers(Program):
         in_turn: bool = False,
     ) -> None:
         super().__init__()
-        self.students = nn.ModuleDict(students)
+        self.students = nn.ModuleDict({_key(name): student for name, student in students.items()})
+        self.names = tuple(students)
         self.stacks = nn.ModuleDict({_pair(*pair): stack for pair, stack in stacks.items()})
-        self.in_turn = in_turn
+        self.in_turn, self.turns = in_turn, len(students) if in_turn else 1
         self._learning = tuple(students)
 
     @property
     def weights(self) -> Mapping[str, float]:
         return {
             f"{name}.{term}": weight
-            for name in self.students
+            for name in self.names
             for term, weight in self._stacks(name)[0].weights.items()
         }
 
@@ -75,8 +76,7 @@ class Peers(Program):
         for stack in self.stacks.values():
             stack.go_to(step / total)  # type: ignore[operator]
         if self.in_turn:
-            names = tuple(self.students)
-            self._learning = (names[step % len(names)],)
+            self._learning = (self.names[step % len(self.names)],)
 
     def check(self, batch: Batch) -> None:
         for name, steps in self._steps(batch).items():
@@ -85,15 +85,15 @@ class Peers(Program):
                 stack.check(step, trained)
 
     def groups(self) -> Sequence[Sequence[nn.Parameter]]:
-        return [self._trained_with(name) for name in self.students]
+        return [self._trained_with(name) for name in self.names]
 
     def _steps(self, batch: Batch) -> dict[str, list[Step]]:
         """What each learning student is told: itself beside each of the others. Every student runs once."""
         want = self._stacks(self._learning[0])[0].needs
         said: dict[str, Outputs] = {}
-        for name, student in self.students.items():
+        for name in self.names:
             with nullcontext() if name in self._learning else torch.no_grad():
-                said[name] = student(batch, want)
+                said[name] = self.students[_key(name)](batch, want)
         told = {name: _detached(outputs) for name, outputs in said.items()}
         return {
             name: [Step(batch, said[name], {TEACHER: told[other]}) for other in self._others(name)]
@@ -101,14 +101,14 @@ class Peers(Program):
         }
 
     def _others(self, name: str) -> list[str]:
-        return [other for other in self.students if other != name]
+        return [other for other in self.names if other != name]
 
     def _stacks(self, name: str) -> list[LossStack]:
         return [self.stacks[_pair(name, other)] for other in self._others(name)]  # type: ignore[misc]
 
     def _trained_with(self, name: str) -> list[nn.Parameter]:
         """Of a student and of the projections of its losses."""
-        own = [self.students[name], *self._stacks(name)]
+        own = [self.students[_key(name)], *self._stacks(name)]
         return [parameter for part in own for parameter in part.parameters() if parameter.requires_grad]
 
 
@@ -138,6 +138,11 @@ class InTurn(Feed):
 
     def step(self, epoch: int, index: int) -> list[Batch]:
         return self._feed.step(epoch, index // self._turns)
+
+
+def _key(name: str) -> str:
+    """Apart from the names that a container of modules has itself."""
+    return f"peer {name}"
 
 
 def _pair(name: str, other: str) -> str:

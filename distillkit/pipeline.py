@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -105,13 +106,16 @@ def run(
     return run_dir
 
 
-def prepare(loaded: recipe.Loaded, parts: Parts, place: Place) -> Job:
-    """Read the data, build the named objects and work out every stage's digest; trains nothing."""
+def prepare(loaded: recipe.Loaded, parts: Parts, place: Place, *, made: bool = True) -> Job:
+    """Read the data, build the named objects and work out every stage's digest; trains nothing.
+
+    made: the runs that this one is made of are done, and for this recipe.
+    """
     config, base = loaded.config, loaded.base
     task = load_task(config.task, base=base, seed=config.seed)
     teacher = parts.teacher or catalog.build("teacher", config.teacher, base=base)
     if teacher.members:
-        teacher.placed(run_path(loaded).absolute() / links.MEMBERS, config.task.max_length)
+        teacher.placed(run_path(loaded).absolute() / links.MEMBERS, config.task.max_length, made=made)
     student = parts.student or catalog.build("student", config.student, base=base)
     if isinstance(teacher, LearningTeacherSource):
         student = teacher.joined(student)
@@ -164,6 +168,13 @@ class _Call:
                 where="assistants",
                 hint="name the student in the config (a class of your own by --code)",
             )
+        first: Any = self.loaded.config.teacher
+        if getattr(first, "peers", None) and first.keep == "best":
+            raise ConfigError(
+                "the best of the peers is known when they are trained, too late to teach an assistant",
+                where="teacher.keep",
+                hint="keep: student, or a run of its own for the peers and `use: distilled` here",
+            )
         own = [one.distill is not None for one in self.loaded.config.assistants]
         given = [
             Parts(None if number else parts.teacher, None, {} if changed else parts.losses)
@@ -195,7 +206,7 @@ class _Call:
         if until == "tokenizer":
             return
         source = catalog.build("teacher", loaded.config.teacher, base=loaded.base)
-        source.placed(folder / links.MEMBERS, loaded.config.task.max_length)
+        source.placed(folder / links.MEMBERS, loaded.config.task.max_length, made=False)
         self._foresee([(loaded, parts)], source.tokenizer([]))
         self.begin()
         for name, link in zip(named, runs, strict=True):
@@ -203,6 +214,7 @@ class _Call:
             self._run(link, Parts(), min(until, "teacher", key=STAGES.index))
 
     def _run(self, link: recipe.Loaded, parts: Parts, until: str) -> None:
+        self.place.signals.check(f"before {run_path(link)}")
         run(link, parts=parts, until=until, progress=self.shown, force=self.place.force)
 
     def _foresee(
@@ -214,7 +226,7 @@ class _Call:
         teacher = runs[0][1].teacher
         for number, (link, parts) in enumerate(runs, start=1):
             try:
-                job = prepare(link, replace(parts, teacher=teacher), self.place)
+                job = prepare(link, replace(parts, teacher=teacher), self.place, made=False)
                 prospect = preflight.build(stages.named(job), tokenizer, self.place.run.path)
                 preflight.findings(prospect)
             except DistillkitError as error:

@@ -364,7 +364,7 @@ def _students(draft: _Draft) -> dict[str, Student]:
     """The run's own and its peers."""
     prospect, config = draft.prospect, draft.named.config
     labels, length = draft.named.task.labels, config.task.max_length
-    nothing = Nothing(labels, length)
+    nothing = Nothing(labels, length, len(prospect.tokenizer))
     peers = draft.named.teacher.peers.items()
     made = {name: source.build(prospect.tokenizer, labels, length, nothing) for name, source in peers}
     return {STUDENT: prospect.student, **made}

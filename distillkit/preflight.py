@@ -198,6 +198,13 @@ def _errors(prospect: Prospect) -> Iterator[DistillkitError]:
             where="task.max_length",
             hint=f"at most {longest}",
         )
+    taught, positions = prospect.teacher.body, prospect.teacher.spec.max_length
+    if taught is not None and length > positions:
+        yield ConfigError(
+            f"max_length {length} is more than the teacher's {positions} positions",
+            where="task.max_length",
+            hint=f"at most {positions}",
+        )
     told, tokens = prospect.teacher.spec, len(prospect.tokenizer)
     rows = told.num_ids or told.vocab_size
     if 0 < rows < tokens:

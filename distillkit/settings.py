@@ -43,7 +43,7 @@ TaskKind = Literal["classification", "regression", "token_classification", "mlm"
 EVERY_KIND: tuple[TaskKind, ...] = ("classification", "regression", "token_classification", "mlm")
 
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,60}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,59}$")]
 """What a person calls a part of a recipe."""
 
 

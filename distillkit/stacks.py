@@ -41,6 +41,8 @@ def check_access(
         if config.phases[index].cache is not None:
             _check_cached(stack, teacher)
         _check_augment(config, index, teacher)
+        if stack.needs_teacher:
+            _check_added(config, index, teacher)
         for name, loss in stack.terms.items():
             where = _place(config, index, name)
             if loss.needs_teacher and loss.needs.access > teacher.access:
@@ -121,6 +123,21 @@ def _check_augment(config: RunConfig, index: int, teacher: TeacherSource) -> Non
             where=f"{_phase(config, index)}.augment.model",
             hint="give the Hugging Face folder of one",
         )
+
+
+def _check_added(config: RunConfig, index: int, teacher: TeacherSource) -> None:
+    """Raise ConfigError for rows that a phase adds and a file of answers cannot know."""
+    phase = config.phases[index]
+    found = {"corpus": phase.corpus, "augment": phase.augment}
+    if teacher.rows_only == "id":
+        found["unlabelled"] = phase.unlabelled
+    for key, value in found.items():
+        if teacher.rows_only and value is not None:
+            raise ConfigError(
+                f"the teacher answers only rows of a file, found by {teacher.rows_only}; {key} adds others",
+                where=f"{_phase(config, index)}.{key}",
+                hint="leave it out; a file that is matched by text can answer `unlabelled` rows",
+            )
 
 
 def _check_cached(stack: LossStack, teacher: TeacherSource) -> None:

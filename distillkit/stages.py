@@ -184,7 +184,7 @@ class Job:
         def outputs(batch: Batch) -> Outputs:
             if self.world.size == 1:
                 self.signals.check("while a model was evaluated")
-            return model.outputs(replace(batch, labels=None), want=want)  # what is right it must not know
+            return model.outputs(batch, want=want)
 
         keep = KEPT[self.task.labels.kind]
         return evaluate.predict(outputs, samples, keep=keep, device=self.device)
@@ -224,16 +224,20 @@ def check(job: Job) -> None:
         job.progress.say(f"warning: {warning.place}: {warning.sentence}")
     if job.world.main:
         job.run.write_json(PREFLIGHT, {"findings": [asdict(finding) for finding in found]})
-    for phase in job.config.phases:
-        _check_extra_rows(job, phase)
+    for phase, stack in zip(job.config.phases, job.stacks, strict=True):
+        _check_extra_rows(job, phase, prospect.teacher if stack.needs_teacher else None)
     if any(phase.cache is not None and phase.corpus is None for phase in job.config.phases):
         check_unchanging(job.encoded(job.task.train))
 
 
-def _check_extra_rows(job: Job, phase: Phase) -> None:
-    """Read the rows that a phase adds, and open the model that makes more, as far as they are there."""
+def _check_extra_rows(job: Job, phase: Phase, asked: Teacher | None) -> None:
+    """Read the rows that a phase adds, and open the model that makes more, as far as they are there; `asked`
+    is the teacher that answers them.
+    """
     if phase.unlabelled is not None:
-        _, notes = load_unlabelled(job.config.task, phase.unlabelled, base=job.loaded.base)
+        rows, notes = load_unlabelled(job.config.task, phase.unlabelled, base=job.loaded.base)
+        if asked is not None:
+            asked.check_rows(rows, "unlabelled")
         for note in notes:
             job.progress.say(note)
     if phase.augment is not None and phase.augment.model is not None:
@@ -530,7 +534,11 @@ def _links(job: Job) -> Iterator[Link]:
         made = RunDir(chain / str(number))
         recipe: Any = document.read(made.path / "config.yaml").value
         if number == 1:
-            yield link("first teacher", "teacher", recipe["teacher"]["use"], made.stage("teacher").folder)
+            first = made.stage("teacher").folder
+            left = made.stage("student").folder / LEFT  # of one that learned while the student did
+            yield link(
+                "first teacher", "teacher", recipe["teacher"]["use"], first if first.exists() else left
+            )
         yield link("assistant", str(number), recipe["student"]["use"], made.stage("student").folder)
 
 
@@ -793,7 +801,8 @@ def _in_this_process(job: Job, model: Teacher) -> Opened:
     want = Want()
 
     def forward(batch: Batch) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = model.outputs(batch.to(device), want=want).logits.float().cpu().numpy()
+        said = model.outputs(replace(batch, labels=None).to(device), want=want).logits
+        logits: NDArray[np.float32] = said.float().cpu().numpy()
         return logits
 
     segments = range(len(text_columns(job.config.task)))

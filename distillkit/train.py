@@ -87,6 +87,9 @@ class Program(nn.Module, ABC):
     def go_to(self, step: int, total: int) -> None:
         """Called before every optimizer step, which is number `step` (from 0) of `total`."""
 
+    turns: int = 1
+    """Steps after each other that train different parts; the log shows all of them."""
+
     def groups(self) -> Sequence[Sequence[nn.Parameter]]:
         """Parameters whose gradients are clipped together."""
         return [list(self.parameters())]
@@ -113,8 +116,8 @@ class Distillation(Program):
         super().__init__()
         self.student, self.stack = student, stack
         self._teachers, self._interchange = dict(teachers), interchange
-        learning = {name: teacher for name, teacher in teachers.items() if isinstance(teacher, nn.Module)}
-        self.learning = nn.ModuleDict(learning)
+        follow = {name: teacher for name, teacher in teachers.items() if teacher.follows}
+        self.learning = nn.ModuleDict(follow)  # type: ignore[arg-type]
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -367,7 +370,8 @@ class _Loop:
                 skipped=self.state.skipped + 1 if skipped else 0,
             )
             done = self.state.step == self.total
-            if done or self.state.step % self.settings.runtime.log_every == 0:
+            rounds = self.state.step // self.program.turns
+            if done or rounds % self.settings.runtime.log_every == 0:
                 self._log(terms, norm, micros, window)
                 window = _Window()
             evaluated = (last_of_epoch or done) and self._evaluate()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from distillkit.blackbox import BlackBoxTeacher, in_task_order, log_probabilities, named_once
-from distillkit.data.tokenizers import load_tokenizer, train_wordpiece
+from distillkit.data.tokenizers import load_tokenizer, tokenizer_key, train_wordpiece
 from distillkit.errors import DivergedError, ModelError
 from distillkit.model import Teacher, TeacherSource
 from distillkit.settings import Labels
@@ -65,7 +65,7 @@ class BlackBox(TeacherSource):
         return cls(model.predict, version=version, gives="labels", names=names, tokenizer=tokenizer)
 
     def fingerprint(self) -> str:
-        return f"black box {self.version} {self.gives} {self.names}"
+        return f"black box {self.version} {self.gives} {self.names} {tokenizer_key(self.folder)}"
 
     def tokenizer(self, corpus: Iterable[str]) -> PreTrainedTokenizerBase:
         if self.folder is None:
@@ -126,7 +126,10 @@ class FunctionTeacher(BlackBoxTeacher):
             raise _broken("probabilities of each class", str(error), "gives='logits' takes any") from None
 
     def _named(self, said: Any, count: int) -> NDArray[np.float32]:
-        names = [str(name) for name in said]
+        try:
+            names = [str(name) for name in said]
+        except TypeError:
+            raise _broken(f"{count} class names", type(said).__name__) from None
         if len(names) != count:
             raise _broken(f"{count} class names", str(len(names)))
         other = [name for name in names if name not in self.labels.names]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from distillkit.data.tokenizers import load_tokenizer, train_wordpiece
+from distillkit.data.tokenizers import load_tokenizer, tokenizer_key, train_wordpiece
 from distillkit.errors import DivergedError, ModelError
 from distillkit.model import Teacher, TeacherSource
 from distillkit.settings import Labels
@@ -48,7 +48,7 @@ class Custom(TeacherSource):
         self.access = Access.ALL_STATES if spec.num_layers else Access.SCORES
 
     def fingerprint(self) -> str:
-        return f"custom {self.version} {self.spec}"
+        return f"custom {self.version} {self.spec} {tokenizer_key(self.folder)}"
 
     def tokenizer(self, corpus: Iterable[str]) -> PreTrainedTokenizerBase:
         if self.folder is None:

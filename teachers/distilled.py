@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -28,6 +28,10 @@ class Distilled(TrainableTeacherSource):
         self.path, self.pretrain, self.finetune = Path(path), None, None
         assert student is None or isinstance(student, StudentSource)  # the catalog made the object
         self._student = student
+
+    @property
+    def made_of(self) -> Sequence[object]:
+        return [] if self._student is None else [self._student]
 
     def fingerprint(self) -> str:
         return folder_digest(self._folder())

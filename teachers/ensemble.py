@@ -65,11 +65,17 @@ class Ensemble(TeacherSource):
         alone = len(self.members) == 1
         self.access = min(one.access for one in self.members.values()) if alone else Access.SCORES
         self.access = min(self.access, Access.SCORES)
+        found = {one.rows_only for one in self.members.values()}
+        self.rows_only = "id" if "id" in found else "text" if "text" in found else ""
         self._root: Path | None = None
-        self._max_length = 0
+        self._max_length, self._made = 0, False
 
-    def placed(self, members: Path, max_length: int) -> None:
-        self._root, self._max_length = members, max_length
+    def placed(self, members: Path, max_length: int, *, made: bool) -> None:
+        self._root, self._max_length, self._made = members, max_length, made
+
+    @property
+    def made_of(self) -> Sequence[object]:
+        return [part for source in self.members.values() for part in (source, *source.made_of)]
 
     def fingerprint(self) -> str:
         """What the members read; once they are placed, also what their own runs depend on."""
@@ -78,7 +84,9 @@ class Ensemble(TeacherSource):
         )
 
     def _made_for(self, member: str) -> str:
-        return "" if self._root is None else str(read_manifest(self._root / member / "teacher").get("config"))
+        if self._root is None or not self._made:
+            return ""
+        return str(read_manifest(self._root / member / "teacher").get("config"))
 
     def tokenizer(self, corpus: Iterable[str]) -> PreTrainedTokenizerBase:
         if self._root is None:
@@ -91,22 +99,18 @@ class Ensemble(TeacherSource):
     def prospect(
         self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, folder: Path
     ) -> Teacher:
+        if self._made:
+            return self._assembled(tokenizer, labels, max_length)
         made = {}
         for name, source in self.members.items():
-            if self._made(name):
-                made[name] = self._opened(name, tokenizer, labels, max_length)
-                continue
-            alike = not source.reads_tokens or not source.trained(labels)
-            own = tokenizer if alike else source.tokenizer([])
-            part = source.prospect(own, labels, max_length, folder)
-            made[name] = part if alike else _bridged(name, part, own, tokenizer, labels, max_length)
+            own = self._own_tokenizer(name, labels) if source.reads_tokens else None
+            part = source.prospect(own or tokenizer, labels, max_length, folder)
+            made[name] = part if own is None else _bridged(name, part, own, tokenizer, labels, max_length)
         return EnsembleTeacher(made, self, labels)
 
     def teacher(self, folder: Path, labels: Labels) -> Teacher:
         assert self._root is not None, "the members' runs come first"
-        tokenizer = load_tokenizer(self._root.parent / "tokenizer")
-        made = {name: self._opened(name, tokenizer, labels, self._max_length) for name in self.members}
-        return EnsembleTeacher(made, self, labels)
+        return self._assembled(load_tokenizer(self._root.parent / "tokenizer"), labels, self._max_length)
 
     def findings(self, labels: Labels) -> Sequence[Finding]:
         found = [Finding("fact", "teacher", f"the student reads with the tokenizer of {self.reads_as!r}")]
@@ -130,30 +134,32 @@ class Ensemble(TeacherSource):
 
     def _tokens(self, member: str, labels: Labels) -> str:
         """Digest of a member's tokenizer; '' before that is there."""
+        own = self._own_tokenizer(member, labels) if self.members[member].reads_tokens else None
+        return "" if own is None else tokenizer_digest(own)
+
+    def _own_tokenizer(self, member: str, labels: Labels) -> PreTrainedTokenizerBase | None:
+        """A member's tokenizer, as its run made it or as it comes; None before that is there."""
         if self._root is not None:
-            return tokenizer_digest(load_tokenizer(self._root / member / "tokenizer"))
+            return load_tokenizer(self._root / member / "tokenizer")
         source = self.members[member]
-        known = source.reads_tokens and source.trained(labels)
-        return tokenizer_digest(source.tokenizer([])) if known else ""
+        return source.tokenizer([]) if source.trained(labels) else None
 
-    def _made(self, member: str) -> bool:
-        """Whether a member's run is done."""
-        return self._root is not None and bool(read_manifest(self._root / member / "teacher"))
-
-    def _opened(
-        self, name: str, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int
-    ) -> Teacher:
-        """A member as its run made it."""
+    def _assembled(self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int) -> Teacher:
+        """The members as their runs made them."""
         assert self._root is not None
-        run, source = self._root / name, self.members[name]
-        if not self._made(name):
-            raise MissingError(
-                f"member {name!r} is not there", where=str(run), hint="run the whole config again"
-            )
-        part = source.teacher(run / "teacher", labels)
-        if not source.reads_tokens:
-            return part
-        return _bridged(name, part, load_tokenizer(run / "tokenizer"), tokenizer, labels, max_length)
+        made = {}
+        for name, source in self.members.items():
+            run = self._root / name
+            if not read_manifest(run / "teacher"):
+                raise MissingError(
+                    f"member {name!r} is not there", where=str(run), hint="run the whole config again"
+                )
+            part = source.teacher(run / "teacher", labels)
+            if source.reads_tokens:
+                own = load_tokenizer(run / "tokenizer")
+                part = _bridged(name, part, own, tokenizer, labels, max_length)
+            made[name] = part
+        return EnsembleTeacher(made, self, labels)
 
 
 class EnsembleTeacher(Teacher):
@@ -164,6 +170,13 @@ class EnsembleTeacher(Teacher):
 
     def __init__(self, members: Mapping[str, Teacher], source: Ensemble, labels: Labels) -> None:
         self._members, self._source, self._labels = dict(members), source, labels
+        answers = {name: member.spec.num_labels for name, member in self._members.items()}
+        if len(set(answers.values())) > 1:
+            raise ModelError(
+                f"the members give different numbers of scores: {answers}",
+                where="teacher.members",
+                hint="all answer with one score for each label (or entry of one vocabulary)",
+            )
         self._seconds = dict.fromkeys(self._members, 0.0)
 
     @property
@@ -205,8 +218,9 @@ class EnsembleTeacher(Teacher):
         for name, member in self._members.items():
             start = time.perf_counter()
             said[name] = member.outputs(batch, want=Want()).logits.float()
+            finite = bool(torch.isfinite(said[name]).all())  # waits for a GPU
             self._seconds[name] += time.perf_counter() - start
-            if not bool(torch.isfinite(said[name]).all()):
+            if not finite:
                 raise DivergedError(
                     f"member {name!r} of the teacher gives NaN or infinity (example ids "
                     f"{batch.ids.tolist()[:8]})",
@@ -222,10 +236,6 @@ class EnsembleTeacher(Teacher):
             weights_MN = weights_MN * confidence(logits_MNV, batch.targets)
         numbers = self._labels.kind == "regression" or self._source.average == "logits"
         return Outputs((mean_logits if numbers else mean_probabilities)(logits_MNV, weights_MN))
-
-    def after_step(self, step: int) -> None:
-        for member in self._members.values():
-            member.after_step(step)
 
     def remarks(self) -> Sequence[str]:
         total = sum(self._seconds.values())

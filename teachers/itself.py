@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from distillkit.data.tokenizers import load_tokenizer, train_wordpiece
+from distillkit.data.tokenizers import load_tokenizer, tokenizer_key, train_wordpiece
 from distillkit.model import LearningTeacherSource, Student, Teacher
 from distillkit.settings import Count, Folder, Labels, Momentum
 from distillkit.types import Access, Batch, Outputs, Spec, Swap, Want
@@ -42,6 +42,9 @@ class Itself(LearningTeacherSource):
         super().__init__()
         self.decay, self.keep, self.folder, self.vocab_size = decay, keep, tokenizer, vocab_size
 
+    def fingerprint(self) -> str:
+        return tokenizer_key(self.folder)
+
     def tokenizer(self, corpus: Iterable[str]) -> PreTrainedTokenizerBase:
         if self.folder is None:
             return train_wordpiece(corpus, vocab_size=self.vocab_size)
@@ -62,6 +65,8 @@ class Average(nn.Module, Teacher):
         super().__init__()
         self.model = copy.deepcopy(student).requires_grad_(False)
         self._student, self._decay = [student], decay  # a list: the student is not a part of it
+
+    follows = True
 
     @property
     def access(self) -> Access:

@@ -8,8 +8,17 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from distillkit.data.tokenizers import load_tokenizer, train_wordpiece
-from distillkit.model import FixedTeacher, LearningTeacherSource, Student, StudentSource, Teacher
+from distillkit.data.tokenizers import load_tokenizer, tokenizer_key, train_wordpiece
+from distillkit.errors import ConfigError
+from distillkit.model import (
+    LEFT,
+    STUDENT,
+    FixedTeacher,
+    LearningTeacherSource,
+    Student,
+    StudentSource,
+    Teacher,
+)
 from distillkit.settings import Count, Folder, Labels, Students
 from distillkit.types import Access
 
@@ -43,11 +52,19 @@ class Peers(LearningTeacherSource):
     ) -> None:
         super().__init__()
         self.peers: Mapping[str, StudentSource] = dict(peers)  # type: ignore[arg-type]  # made by the catalog
+        for name in (STUDENT, LEFT):
+            if name in self.peers:
+                raise ConfigError(
+                    f"a peer cannot be called {name!r}: the run has one",
+                    where=f"teacher.peers.{name}",
+                    hint="choose another name",
+                )
         self.in_turn, self.keep = update == "sequential", keep
         self.folder, self.vocab_size = tokenizer, vocab_size
 
     def fingerprint(self) -> str:
-        return " ".join(f"{name} {source.fingerprint()}" for name, source in self.peers.items())
+        peers = " ".join(f"{name} {source.fingerprint()}" for name, source in self.peers.items())
+        return f"{peers} {tokenizer_key(self.folder)}"
 
     def tokenizer(self, corpus: Iterable[str]) -> PreTrainedTokenizerBase:
         if self.folder is None:

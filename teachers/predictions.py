@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +15,14 @@ from distillkit.blackbox import BlackBoxTeacher, log_probabilities, named_once
 from distillkit.data.reading import (
     Problems,
     Table,
+    check_file,
     column_names,
     file_digest,
     read_table,
     shown,
 )
 from distillkit.data.tasks import KINDS, Rows, row_id
-from distillkit.data.tokenizers import load_tokenizer, train_wordpiece
+from distillkit.data.tokenizers import load_tokenizer, tokenizer_key, train_wordpiece
 from distillkit.errors import ConfigError, DataError
 from distillkit.model import Teacher, TeacherSource
 from distillkit.registry import did_you_mean
@@ -73,9 +75,11 @@ class Predictions(TeacherSource):
         self.text = (text,) if isinstance(text, str) else tuple(text)
         self.folder, self.vocab_size = tokenizer, vocab_size
         self.access = Access.LABELS if label is not None else Access.SCORES
+        self.rows_only = "text" if id is None else "id"
 
     def fingerprint(self) -> str:
-        return file_digest(self.path)
+        check_file(self.path)
+        return f"{file_digest(self.path)} {tokenizer_key(self.folder)}"
 
     def tokenizer(self, corpus: Iterable[str]) -> PreTrainedTokenizerBase:
         if self.folder is None:
@@ -149,10 +153,11 @@ class PredictionsTeacher(BlackBoxTeacher):
                 problems.add(line, f"{said} stands at line {rows[place]} too, with another answer")
         problems.finish()
         self._answers = np.stack(values)
+        self._cut: dict[int, dict[Key, int]] = {}
 
     def check_rows(self, rows: Rows, name: str) -> None:
         places = range(len(rows))
-        missing = [row for row in places if self._key_of(rows.ids[row], rows.texts[row]) not in self._place]
+        missing = [row for row in places if self._find(rows.ids[row], rows.texts[row]) is None]
         if missing:
             raise self._missing(len(missing), f"{len(rows):,} {name} rows", rows.texts[missing[0]])
 
@@ -160,15 +165,33 @@ class PredictionsTeacher(BlackBoxTeacher):
         assert batch.texts is not None
         found = []
         for id_, texts in zip(batch.ids.tolist(), batch.texts, strict=True):
-            place = self._place.get(self._key_of(id_, texts))
+            place = self._find(id_, texts)
             if place is None:
                 raise self._missing(1, "the rows of a batch", texts)
             found.append(place)
         answers: NDArray[np.float32] = self._answers[found]
         return answers
 
-    def _key_of(self, id_: int, texts: tuple[str, ...]) -> Key:
-        return int(id_) if self._source.id is not None else texts
+    def _find(self, id_: int, texts: tuple[str, ...]) -> int | None:
+        """Where the answer to a row stands. A task may have cut its text (`task.max_chars`)."""
+        if self._source.id is not None:
+            return self._place.get(int(id_))
+        found = self._place.get(texts)
+        longest = max(map(len, texts))
+        if found is None and longest < self._longest:
+            if longest not in self._cut:
+                self._cut[longest] = {
+                    tuple(text[:longest] for text in key): place
+                    for key, place in self._place.items()
+                    if isinstance(key, tuple)
+                }
+            found = self._cut[longest].get(texts)
+        return found
+
+    @cached_property
+    def _longest(self) -> int:
+        """Characters of the longest text in the file."""
+        return max(len(text) for key in self._place if isinstance(key, tuple) for text in key)
 
     def _key(self, cells: Sequence[Any]) -> Key:
         if self._source.id is not None:

@@ -27,13 +27,13 @@ from distillkit.losses.base import LossStack
 from distillkit.losses.gold import Gold
 from distillkit.losses.hidden_cosine import HiddenCosine
 from distillkit.losses.logits import Logits
-from distillkit.model import FixedTeacher
+from distillkit.model import FixedTeacher, Teacher
 from distillkit.optim import lr_at
 from distillkit.peers import InTurn, Peers
 from distillkit.settings import OptimizerSettings
 from distillkit.teachers.itself import Average
 from distillkit.train import Distillation, Program
-from distillkit.types import Batch, Want
+from distillkit.types import Access, Batch, Want
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 CLIP, TEMPERATURE = 0.05, 1.0
@@ -89,7 +89,7 @@ def loss_of(mine: torch.Tensor, others: list[torch.Tensor], labels: torch.Tensor
 def test_mutual_learning_is_the_papers_by_hand(tmp_path: Path, in_turn: bool, count: int) -> None:
     """Against a plain loop with a model, an AdamW and a clipped gradient for each peer."""
     made = peers(in_turn=in_turn, count=count)
-    by_hand = {name: copy.deepcopy(model).train() for name, model in made.students.items()}
+    by_hand = {name: copy.deepcopy(made.students[f"peer {name}"]).train() for name in made.names}
     plain = feed(tmp_path / "cache", count=24)
     steps = sum(plain.num_steps(epoch) for epoch in range(2))
     how = settings(epochs=2)
@@ -132,7 +132,7 @@ def test_mutual_learning_is_the_papers_by_hand(tmp_path: Path, in_turn: bool, co
     trained = InTurn(plain, count) if in_turn else plain
     run(tmp_path, made=made, data=trained, how=how)  # type: ignore[arg-type]
     for name, model in by_hand.items():
-        for mine, theirs in zip(made.students[name].parameters(), model.parameters(), strict=True):
+        for mine, theirs in zip(made.students[f"peer {name}"].parameters(), model.parameters(), strict=True):
             assert torch.allclose(mine, theirs, atol=2e-5), name
 
 
@@ -140,9 +140,10 @@ def test_a_peers_loss_reaches_no_other_one(tmp_path: Path) -> None:
     made = peers(count=3, states=True)
     (batch,) = feed(tmp_path).step(0, 0)
     terms = made.terms(batch)
-    for name in made.students:
+    for name in made.names:
         own = torch.stack([value for term, value in terms.items() if term.startswith(f"{name}.")]).sum()
-        for other, model in made.students.items():
+        for other in made.names:
+            model = made.students[f"peer {other}"]
             gradients = torch.autograd.grad(
                 own, list(model.parameters()), retain_graph=True, allow_unused=True
             )
@@ -160,9 +161,11 @@ def test_a_step_in_turn_moves_one_peer_and_nothing_of_the_others(tmp_path: Path)
     moved = {
         name: any(
             not torch.equal(mine, old)
-            for mine, old in zip(made.students[name].parameters(), before[name].parameters(), strict=True)
+            for mine, old in zip(
+                made.students[f"peer {name}"].parameters(), before[f"peer {name}"].parameters(), strict=True
+            )
         )
-        for name in made.students
+        for name in made.names
     }
     assert moved == {"a": True, "b": False}
 
@@ -335,3 +338,50 @@ def test_a_fixed_teacher_beside_a_learning_one_is_still_fixed() -> None:
     assert isinstance(made.learning["teacher"], Average) and len(made.learning) == 1
     fixed = Distillation(made.student, made.stack, {"teacher": FixedTeacher(encoder(4))})
     assert len(fixed.learning) == 0
+
+
+@pytest.mark.parametrize("name", ["student", "teacher"])
+def test_names_that_the_run_has_itself_are_refused(here: Path, name: str) -> None:
+    wrong = {**PEERS, "peers": {name: {"use": "cnn"}}}
+    with pytest.raises(ConfigError, match=f"teacher.peers.{name}.*cannot be called"):
+        pipeline.run(recipe(here, "wrong", wrong), progress="quiet")
+
+
+def test_any_other_name_works_and_the_log_shows_every_peer(here: Path) -> None:
+    """Names of a module's own methods, and turns of which a plain log would show one."""
+    named = {
+        "use": "peers",
+        "vocab_size": 200,
+        "update": "sequential",
+        "peers": {"half": {"use": "cnn", "width": 16}},
+    }
+    run = pipeline.run(recipe(here, "half", named), progress="quiet", until="student").path
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    shown = {term for record in records for term in record.get("terms", {})}
+    assert shown == {"student.gold", "student.kd", "half.gold", "half.kd"}
+
+
+@pytest.mark.parametrize("use", ["itself", "peers"])
+def test_a_corpus_can_be_learned_together(here: Path, use: str) -> None:
+    student = {"use": "transformer", "layers": 1, "width": 16, "heads": 2}
+    teacher = {"use": use, "vocab_size": 200, **({"peers": {"b": student}} if use == "peers" else {})}
+    task = {"kind": "mlm", "train": "corpus.txt", "max_length": 24}
+    run = pipeline.run(recipe(here, "mlm", teacher, task=task), progress="quiet", until="student").path
+    assert (run / "student" / "teacher" / "model.safetensors").exists()
+
+
+def test_a_teacher_that_is_a_module_stays_as_it_was_left() -> None:
+    """Only what follows the student is a part of what is trained."""
+
+    class Mine(torch.nn.Module, Teacher):
+        access = Access.SCORES  # type: ignore[assignment]
+        spec = encoder(4).spec  # type: ignore[assignment]
+
+        def outputs(self, batch: Batch, *, want: Want, swap: Any = None) -> Any:
+            raise NotImplementedError
+
+    mine = Mine().eval()
+    made = itself()
+    program = Distillation(made.student, made.stack, {"teacher": mine})
+    program.train()
+    assert not mine.training and len(program.learning) == 0

@@ -157,3 +157,43 @@ def test_single_stages_of_a_chain_stop_in_its_first_link(here: Path) -> None:
     folder = run(here, "early", assistants=[{"student": MIDDLE}], until="pretrain")
     assert (folder / "assistants" / "1" / "pretrain").exists()
     assert not (folder / "assistants" / "1" / "teacher").exists() and not (folder / "tokenizer").exists()
+
+
+def test_a_chain_may_begin_with_a_student_that_taught_itself(here: Path) -> None:
+    own = {"use": "itself", "vocab_size": 200, "allow_weak": True}
+    folder = run(here, "own", assistants=[{}], teacher=own, until="report")
+    facts = json.loads((folder / "report" / "facts.json").read_text())
+    assert [(one["role"], one["source"]) for one in facts["links"]] == [
+        ("first teacher", "itself"),
+        ("assistant", "transformer"),
+    ]
+    assert (folder / "report.html").exists()
+    best = {"use": "peers", "peers": {"a": MIDDLE}, "keep": "best"}
+    with pytest.raises(ConfigError, match=r"teacher.keep.*too late to teach an assistant"):
+        run(here, "best", assistants=[{}], teacher=best)
+
+
+def test_a_signal_between_two_links_is_heard_before_the_next_one(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = pipeline._Call._foresee
+
+    def signalled(call: Any, *given: Any) -> None:
+        real(call, *given)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(pipeline._Call, "_foresee", signalled)
+    with pytest.raises(StoppedError, match="before"):
+        run(here, "heard", assistants=[{"student": MIDDLE}])
+    assert not list(here.glob("runs/heard/assistants/1/pretrain"))
+
+
+def test_a_distilled_teacher_of_fewer_positions_is_refused(here: Path) -> None:
+    short = {"use": "transformer", "layers": 1, "width": 16, "heads": 2}
+    made = run(here, "short", student=short, task={**CONFIG["task"], "max_length": 12}, teacher=SHORT)
+    with pytest.raises(ConfigError, match="more than the teacher's 12 positions"):
+        run(here, "long", teacher={"use": "distilled", "path": str(made), "allow_weak": True})
+
+
+SHORT = {**CONFIG["teacher"], "positions": 12, "allow_weak": True}
+SHORT["pretrain"] = {**CONFIG["teacher"]["pretrain"], "max_length": 12}

@@ -110,6 +110,11 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
+def tokenizer_key(folder: str | Path | None) -> str:
+    """What a folder's tokenizer is, for the fingerprint of a source that reads it; '' without one."""
+    return "" if folder is None else tokenizer_digest(load_tokenizer(Path(folder)))
+
+
 def _refuse_code(folder: Path) -> None:
     for name in ("config.json", "tokenizer_config.json"):
         path = folder / name

@@ -19,13 +19,15 @@ from tinyrun import CONFIG, write_config, write_data
 
 from distillkit import pipeline
 from distillkit.data.tasks import row_id
-from distillkit.data.tokenizers import load_tokenizer
+from distillkit.data.tokenizers import load_tokenizer, train_wordpiece
 from distillkit.encoder import Encoder
 from distillkit.errors import ConfigError, DataError, DistillkitError, ModelError
 from distillkit.model import Teacher
 from distillkit.settings import Labels
 from distillkit.teachers.blackbox import BlackBox
 from distillkit.teachers.custom import Custom
+from distillkit.teachers.itself import Itself
+from distillkit.teachers.peers import Peers
 from distillkit.teachers.predictions import Predictions
 from distillkit.types import Access, Spec, Want
 
@@ -279,3 +281,79 @@ def test_an_id_in_two_files_or_lines_is_refused(here: Path) -> None:
     lines(here, [{**one, "key": 1} for one in read(here, "train")][:3], "train.jsonl")
     with pytest.raises(DistillkitError, match="the id stands at line 1 too"):
         run(here, "lines", task={**CONFIG["task"], "id": "key"})
+
+
+def test_rows_that_a_phase_adds_are_refused_or_asked_for_beforehand(here: Path) -> None:
+    """Ids of added rows are the run's own: they must not be taken for those of the file."""
+    number = 0
+    every = []
+    for split in ("train", "validation"):
+        given = read(here, split)
+        for one in given:
+            one["key"], number = number, number + 1
+        every += given
+        lines(here, given, f"{split}.jsonl")
+    path = lines(here, [{**one, "says": one["label"]} for one in every])
+    lines(here, [{"text": f"so la {index}"} for index in range(5)], "more.jsonl")
+    task = {**CONFIG["task"], "id": "key"}
+    losses = {"hard": {"use": "hard_labels"}}
+    teacher = {"use": "predictions", "path": path, "label": "says"}
+
+    def start(name: str, told: Any, **phase: Any) -> Path:
+        distill = {**CONFIG["distill"], "losses": losses, **phase}
+        config = write_config(here, name=name, student=STUDENT, distill=distill, task=task, teacher=told)
+        return pipeline.run(config, progress="quiet", until="student").path
+
+    for added in ({"unlabelled": "more.jsonl"}, {"corpus": "corpus.txt"}):
+        with pytest.raises(ConfigError, match=f"distill.{next(iter(added))}.*found by id"):
+            start("ids", {**teacher, "id": "key"}, **added)
+    with pytest.raises(ConfigError, match=r"distill.corpus.*found by text"):
+        start("texts", teacher, corpus="corpus.txt")
+    with pytest.raises(DataError, match="no answer for 5 of 5 unlabelled rows"):
+        start("texts", teacher, unlabelled="more.jsonl")
+    lines(here, [{"text": f"so la {index}", "says": "bad"} for index in range(5)], "known.jsonl")
+    whole = Path(path).read_text() + (here / "known.jsonl").read_text()
+    (here / "told.jsonl").write_text(whole)
+    assert (start("texts", teacher, unlabelled="more.jsonl") / "student").exists()
+
+
+def test_texts_that_the_task_cuts_are_found_all_the_same(here: Path) -> None:
+    every = [one for split in ("train", "validation") for one in read(here, split)]
+    longer = [{**one, "text": f"{one['text']} {'x' * 40} {index}"} for index, one in enumerate(every)]
+    lines(here, longer[:160], "train.jsonl")
+    lines(here, longer[160:], "validation.jsonl")
+    path = lines(here, [{"text": one["text"], "says": one["label"]} for one in longer])
+    teacher = {"use": "predictions", "path": path, "label": "says"}
+    run(
+        here,
+        "cut",
+        until="teacher",
+        teacher=teacher,
+        losses={"hard": {"use": "hard_labels"}},
+        task={**CONFIG["task"], "max_chars": 45},
+    )
+
+
+def test_a_missing_file_and_another_tokenizer_are_told_and_noticed(here: Path, tmp_path: Path) -> None:
+    with pytest.raises(DistillkitError, match=r"nowhere\.jsonl"):
+        run(here, "none", teacher={"use": "predictions", "path": "nowhere.jsonl"})
+    with pytest.raises(ModelError, match="expected 6 class names, got NoneType"):
+        BlackBox(says_nothing, version="1", gives="labels").teacher(Path(), LABELS).outputs(
+            batch(tmp_path / "rows"), want=Want()
+        )
+    folder = tmp_path / "read-by"
+    prints = []
+    for size in (60, 90):
+        train_wordpiece((text for (text,) in rows(40).texts), vocab_size=size).save_pretrained(folder)
+        sources = [
+            BlackBox(says_nothing, version="1", tokenizer=folder),
+            Itself(tokenizer=str(folder)),
+            Peers(peers={}, tokenizer=str(folder)),
+            Predictions(path=str(here / "train.jsonl"), tokenizer=str(folder)),
+        ]
+        prints.append([source.fingerprint() for source in sources])
+    assert all(first != second for first, second in zip(*prints, strict=True))
+
+
+def says_nothing(texts: list[str]) -> None:
+    return None

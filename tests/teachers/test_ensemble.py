@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import LABELS, batch, change_weights, encoder, rows
+from tiny import LABELS, batch, change_weights, encoder, rows, tokenizer
 from tinyrun import CONFIG, write_config, write_data
 
 from distillkit import pipeline
 from distillkit.data.batching import collate, encode, reread
 from distillkit.data.tokenizers import train_wordpiece
 from distillkit.errors import ConfigError, DivergedError, ModelError
+from distillkit.evaluate import predict
 from distillkit.model import FixedTeacher, Teacher
 from distillkit.settings import Labels
 from distillkit.teachers.ensemble import Ensemble, EnsembleTeacher, confidence, mean_probabilities
@@ -51,6 +52,7 @@ class Source:
 
     access = Access.SCORES
     reads_tokens = True
+    rows_only = ""
 
 
 def joined(members: dict[str, Teacher], labels: Labels = LABELS, **settings: Any) -> EnsembleTeacher:
@@ -225,3 +227,66 @@ def test_what_an_ensemble_cannot_give_is_refused_before_any_member_is_trained(he
     nested = {"use": "ensemble", "members": {"a": {"use": "ensemble", "members": {"b": small()}}}}
     with pytest.raises(ConfigError, match="nothing is registered as 'ensemble'"):
         run(here, nested, "nested")
+
+
+def test_answers_of_members_are_kept_and_teach_the_same(here: Path) -> None:
+    """A cache with an ensemble: the same student as without, within rounding."""
+    made = run(here, small(), "made", until="teacher")
+    fixed = {"use": "pretrained", "path": str(made / "teacher"), "allow_weak": True}
+    teacher = {"use": "ensemble", "members": {"a": fixed, "b": small(width=16)}, "allow_weak": True}
+    live = load_file(run(here, teacher, "live") / "student" / "model.safetensors")
+    distill = {**CONFIG["distill"], "losses": LEARN, "cache": {}}
+    kept = load_file(run(here, teacher, "kept", distill=distill) / "student" / "model.safetensors")
+    assert all(torch.allclose(kept[name], live[name], atol=2e-4) for name in live)
+
+
+def test_members_that_were_made_for_other_data_or_settings_are_made_again(here: Path) -> None:
+    first = {"use": "ensemble", "members": {"a": small()}, "allow_weak": True}
+    folder = run(here, first, "again")
+    lines = (here / "train.jsonl").read_text().splitlines()
+    third = [json.dumps({"text": f"so la third {index}", "label": "third"}) for index in range(20)]
+    (here / "train.jsonl").write_text("\n".join(lines + third) + "\n")
+    run(here, first, "again")
+    shape = load_file(folder / "members" / "a" / "teacher" / "model.safetensors")["classifier.weight"].shape
+    assert shape[0] == 3
+    (here / "told.jsonl").write_text(
+        "".join(
+            json.dumps({"text": json.loads(line)["text"], "says": json.loads(line)["label"]}) + "\n"
+            for path in ("train", "validation")
+            for line in (here / f"{path}.jsonl").read_text().splitlines()
+        )
+    )
+    file = {"use": "predictions", "path": "told.jsonl", "label": "says", "allow_weak": True}
+    losses = {"hard": {"use": "hard_labels"}}
+    other = {**first, "members": {"a": file}}
+    run(here, other, "again", losses=losses)
+    run(here, first, "again", losses=losses)
+
+
+def test_members_that_read_tokens_otherwise_are_refused_for_tags_before_training(here: Path) -> None:
+    for split in ("train", "validation"):
+        tagged = [
+            {"words": json.loads(line)["text"].split(), "tags": ["X"] * len(json.loads(line)["text"].split())}
+            for line in (here / f"{split}.jsonl").read_text().splitlines()
+        ]
+        for one in tagged:
+            one["tags"][-1] = "Y"
+        (here / f"{split}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in tagged))
+    task = {**CONFIG["task"], "kind": "token_classification", "text": "words", "label": "tags"}
+    members = {"a": small(), "b": small(vocab_size=90)}
+    with pytest.raises(ConfigError, match=r"teacher.members.b.*another tokenizer"):
+        run(here, {"use": "ensemble", "members": members}, "tags", task=task)
+    assert not list(here.glob("runs/tags/members/*/pretrain"))
+
+
+def test_measured_ensembles_never_see_what_is_right(tmp_path: Path) -> None:
+    """Through the function that all measuring goes through."""
+    made = encode(rows(), tokenizer(), max_length=32, cache=tmp_path)
+    both = joined({"a": Says([3.0, 0.0]), "b": Says([0.0, 3.0])}, combine="confidence")
+    told = predict(lambda one: both.outputs(one, want=Want()), made, device=torch.device("cpu"))
+    assert np.allclose(np.exp(told), 0.5, atol=1e-6)
+
+
+def test_members_of_different_numbers_of_scores_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"different numbers of scores: \{'a': 2, 'b': 3\}"):
+        joined({"a": Says([1.0, 0.0]), "b": Says([1.0, 0.0, 2.0])})

