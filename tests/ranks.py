@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tiny import feed
 from torch import nn
 from torch.distributed.tensor import DTensor
 from training import digest, program, run, settings
@@ -42,15 +43,16 @@ def held(module: nn.Module) -> int:
 def main(folder: Path, kind: str) -> None:
     how = settings(save_every=1000, log_every=1)
     runtime = RuntimeSettings.model_validate({**how.runtime.model_dump(), "parallel": kind})
-    World.join(runtime)
+    world = World.join(runtime)
+    data = feed(folder / f"cache-{world.rank}")  # of each rank's own: nothing here says who fills one first
     how = replace(how, runtime=runtime)
-    whole, result = run(folder / "whole", how=how)
+    whole, result = run(folder / "whole", data=data, how=how)
     stopped = False
     try:
-        run(folder / "cut", how=how, progress=Terminate())
+        run(folder / "cut", data=data, how=how, progress=Terminate())
     except StoppedError:
         stopped = True
-    again, resumed = run(folder / "cut", how=how)
+    again, resumed = run(folder / "cut", data=data, how=how)
     accelerator = make_accelerator(runtime)
     made = program()
     total = held(made)
