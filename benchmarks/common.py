@@ -4,6 +4,8 @@ from.
 
 from __future__ import annotations
 
+import argparse
+import gzip
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -49,6 +51,25 @@ def interval(values: NDArray[np.float64]) -> tuple[float, float]:
     draws = np.random.default_rng(0).choice(values, (10_000, len(values))).mean(axis=1)
     low, high = np.quantile(draws, (0.025, 0.975))
     return float(low), float(high)
+
+
+def asked(tasks: Sequence[str]) -> argparse.Namespace:
+    """What a study that goes on where it stopped is asked on the command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no cell after so long")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--tasks", nargs="+", default=list(tasks), choices=list(tasks))
+    return parser.parse_args()
+
+
+def subset(path: Path, target: Path, count: int) -> Path:
+    """`count` lines of a gzipped file, chosen once for all."""
+    if not target.exists():
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            lines = file.readlines()
+        chosen = np.random.default_rng(0).permutation(len(lines))[:count]
+        target.write_text("".join(lines[index] for index in sorted(chosen)), encoding="utf-8")
+    return target
 
 
 def machine(seed: int) -> dict[str, Any]:

@@ -21,8 +21,6 @@ Usage: python benchmarks/ladder.py [--minutes N] [--seeds 1 2 3] [--tasks rte mr
 
 from __future__ import annotations
 
-import argparse
-import gzip
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +30,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from common import DATA, RESULTS, RUNS, interval, run, scores, write_result
+from common import DATA, RESULTS, RUNS, asked, interval, run, scores, subset, write_result
 from minilm import model_folder
 from numpy.typing import NDArray
 
@@ -118,10 +116,13 @@ def task_config(task: str) -> dict[str, Any]:
     validate.
     """
     study, folder = TASKS[task], DATA / task
+    train = folder / "train.jsonl.gz"
+    if task == "sst2":
+        train = subset(train, FOLDER / f"sst2-{SUBSET}.jsonl", SUBSET)
     found: dict[str, Any] = {
         "kind": study.kind,
         "metric": study.metric,
-        "train": str(subset(folder / "train.jsonl.gz") if task == "sst2" else folder / "train.jsonl.gz"),
+        "train": str(train),
         "max_length": 128,
     }
     if study.pair:
@@ -129,17 +130,6 @@ def task_config(task: str) -> dict[str, Any]:
     if study.tested:
         return found | {split: str(folder / f"{split}.jsonl.gz") for split in ("validation", "test")}
     return found | {"test": str(folder / "validation.jsonl.gz"), "holdout": CARVED}
-
-
-def subset(path: Path) -> Path:
-    """SUBSET rows of a file, chosen once for all."""
-    target = FOLDER / f"{path.parent.name}-{SUBSET}.jsonl"
-    if not target.exists():
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            lines = file.readlines()
-        chosen = np.random.default_rng(0).permutation(len(lines))[:SUBSET]
-        target.write_text("".join(lines[index] for index in sorted(chosen)), encoding="utf-8")
-    return target
 
 
 def masked_model() -> str:
@@ -387,21 +377,17 @@ def take_up() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no cell after so long")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    given = parser.parse_args()
+    given = asked(list(TASKS))
     (FOLDER / "cells").mkdir(parents=True, exist_ok=True)
     take_up()
-    begin, found, asked = time.monotonic(), {}, list(cells(given.seeds, given.tasks))
-    for cell in asked:
+    begin, found, wanted = time.monotonic(), {}, list(cells(given.seeds, given.tasks))
+    for cell in wanted:
         if cell.path.exists() or time.monotonic() - begin < 60 * given.minutes:
             found[cell] = measure(cell)
     minutes = sum(told["seconds"] for told in found.values()) / 60
     lines = [
         "# The ladder of losses",
-        f"{len(found)} of {len(asked)} cells, {minutes:.0f} minutes of training; mean and deviation over "
+        f"{len(found)} of {len(wanted)} cells, {minutes:.0f} minutes of training; mean and deviation over "
         f"seeds {given.seeds}. SST-2: {SUBSET:,} of its training rows. Measured on test rows; RTE and CoLA "
         "have none, there on the official validation rows, which chose nothing (the last weights are kept).",
         *tables(found, given.tasks),

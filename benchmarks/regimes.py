@@ -22,7 +22,6 @@ Usage: python benchmarks/regimes.py [--minutes N] [--seeds 1 2 3] [--tasks trec 
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import time
@@ -32,7 +31,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from common import DATA, RESULTS, RUNS, interval, run, scores, write_result
+from common import DATA, RESULTS, RUNS, asked, interval, run, scores, subset, write_result
 from minilm import model_folder
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -67,15 +66,8 @@ LOSSES: dict[str, dict[str, Any]] = {
 def split(task: str, name: str) -> Path:
     """The file of one split; of SST-2 SUBSET training rows, chosen once for all."""
     path = DATA / task / f"{name}.jsonl.gz"
-    if (task, name) != ("sst2", "train"):
-        return path
-    target = FOLDER / f"sst2-{SUBSET}.jsonl"
-    if not target.exists():
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            lines = file.readlines()
-        chosen = np.random.default_rng(0).permutation(len(lines))[:SUBSET]
-        target.write_text("".join(lines[index] for index in sorted(chosen)), encoding="utf-8")
-    return target
+    small = (task, name) == ("sst2", "train")
+    return subset(path, FOLDER / f"sst2-{SUBSET}.jsonl", SUBSET) if small else path
 
 
 def task_config(task: str) -> dict[str, Any]:
@@ -297,23 +289,19 @@ def take_up() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no cell after so long")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    given = parser.parse_args()
+    given = asked(list(TASKS))
     (FOLDER / "cells").mkdir(parents=True, exist_ok=True)
     take_up()
     begin, found = time.monotonic(), {}
-    asked = [(task, regime, seed) for seed in given.seeds for task in given.tasks for regime in LOSSES]
-    for cell in asked:
+    wanted = [(task, regime, seed) for seed in given.seeds for task in given.tasks for regime in LOSSES]
+    for cell in wanted:
         if cell_path(*cell).exists() or time.monotonic() - begin < 60 * given.minutes:
             found[cell] = measure(*cell)
     minutes = sum(told["seconds"] for told in found.values()) / 60
     lines = [
         "# Regimes",
-        f"{len(found)} of {len(asked)} cells, {minutes:.0f} minutes of training; accuracy on test rows, mean "
-        f"and deviation over seeds {given.seeds}. SST-2: {SUBSET:,} of its training rows. Every student has "
+        f"{len(found)} of {len(wanted)} cells, {minutes:.0f} minutes of training; accuracy on test rows, "
+        f"mean and deviation over seeds {given.seeds}. SST-2: {SUBSET:,} of its training rows. Every student has "
         "three blocks of width 384, so that size and latency are those of results/minilm.md.",
         "",
         *table(found, given.tasks),

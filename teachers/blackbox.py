@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from distillkit.blackbox import BlackBoxTeacher, in_task_order, log_probabilities, named_once
-from distillkit.data.tokenizers import load_tokenizer, tokenizer_key, train_wordpiece
+from distillkit.data.tokenizers import brought_or_trained, tokenizer_key
 from distillkit.errors import DivergedError, ModelError
 from distillkit.model import Teacher, TeacherSource
 from distillkit.settings import Labels
@@ -68,9 +68,7 @@ class BlackBox(TeacherSource):
         return f"black box {self.version} {self.gives} {self.names} {tokenizer_key(self.folder)}"
 
     def tokenizer(self, corpus: Iterable[str]) -> PreTrainedTokenizerBase:
-        if self.folder is None:
-            return train_wordpiece(corpus, vocab_size=self.vocab_size)
-        return load_tokenizer(Path(self.folder))
+        return brought_or_trained(self.folder, corpus, self.vocab_size)
 
     def teacher(self, folder: Path, labels: Labels) -> Teacher:
         return FunctionTeacher(self, labels)

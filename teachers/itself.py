@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from distillkit.data.tokenizers import load_tokenizer, tokenizer_key, train_wordpiece
-from distillkit.model import LearningTeacherSource, Student, Teacher
+from distillkit.data.tokenizers import brought_or_trained, tokenizer_key
+from distillkit.model import FixedTeacher, LearningTeacherSource, Student, Teacher
 from distillkit.settings import Count, Folder, Labels, Momentum
-from distillkit.types import Access, Batch, Outputs, Spec, Swap, Want
+from distillkit.types import Access
 
 
 class Itself(LearningTeacherSource):
@@ -46,9 +45,7 @@ class Itself(LearningTeacherSource):
         return tokenizer_key(self.folder)
 
     def tokenizer(self, corpus: Iterable[str]) -> PreTrainedTokenizerBase:
-        if self.folder is None:
-            return train_wordpiece(corpus, vocab_size=self.vocab_size)
-        return load_tokenizer(Path(self.folder))
+        return brought_or_trained(self.folder, corpus, self.vocab_size)
 
     def beside(
         self, student: Student, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int
@@ -56,34 +53,17 @@ class Itself(LearningTeacherSource):
         return Average(student, self.decay)
 
 
-class Average(nn.Module, Teacher):
+class Average(nn.Module, FixedTeacher):
     """Follows a student: after each step its weights go a little way to the student's. They are a part of
     what is trained, so that checkpoints hold them.
     """
 
-    def __init__(self, student: Student, decay: float) -> None:
-        super().__init__()
-        self.model = copy.deepcopy(student).requires_grad_(False)
-        self._student, self._decay = [student], decay  # a list: the student is not a part of it
-
     follows = True
 
-    @property
-    def access(self) -> Access:
-        return Access.ALL_STATES
-
-    @property
-    def spec(self) -> Spec:
-        return self.model.spec
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
-    def outputs(self, batch: Batch, *, want: Want, swap: Swap | None = None) -> Outputs:
-        self.model.eval()
-        with torch.no_grad():
-            return self.model.outputs(batch, want=want, swap=swap)
+    def __init__(self, student: Student, decay: float) -> None:
+        nn.Module.__init__(self)
+        FixedTeacher.__init__(self, copy.deepcopy(student), Access.ALL_STATES)
+        self._student, self._decay = [student], decay  # a list: the student is not a part of it
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:

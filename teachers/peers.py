@@ -8,7 +8,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from distillkit.data.tokenizers import load_tokenizer, tokenizer_key, train_wordpiece
+from distillkit.data.tokenizers import brought_or_trained, tokenizer_key
 from distillkit.errors import ConfigError
 from distillkit.model import (
     LEFT,
@@ -67,9 +67,7 @@ class Peers(LearningTeacherSource):
         return f"{peers} {tokenizer_key(self.folder)}"
 
     def tokenizer(self, corpus: Iterable[str]) -> PreTrainedTokenizerBase:
-        if self.folder is None:
-            return train_wordpiece(corpus, vocab_size=self.vocab_size)
-        return load_tokenizer(Path(self.folder))
+        return brought_or_trained(self.folder, corpus, self.vocab_size)
 
     def beside(
         self, student: Student, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int

@@ -22,7 +22,7 @@ from distillkit.data.reading import (
     shown,
 )
 from distillkit.data.tasks import KINDS, Rows, row_id
-from distillkit.data.tokenizers import load_tokenizer, tokenizer_key, train_wordpiece
+from distillkit.data.tokenizers import brought_or_trained, tokenizer_key
 from distillkit.errors import ConfigError, DataError
 from distillkit.model import Teacher, TeacherSource
 from distillkit.registry import did_you_mean
@@ -82,9 +82,7 @@ class Predictions(TeacherSource):
         return f"{file_digest(self.path)} {tokenizer_key(self.folder)}"
 
     def tokenizer(self, corpus: Iterable[str]) -> PreTrainedTokenizerBase:
-        if self.folder is None:
-            return train_wordpiece(corpus, vocab_size=self.vocab_size)
-        return load_tokenizer(Path(self.folder))
+        return brought_or_trained(self.folder, corpus, self.vocab_size)
 
     def teacher(self, folder: Path, labels: Labels) -> Teacher:
         keys = (self.id,) if self.id is not None else self.text

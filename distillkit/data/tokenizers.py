@@ -110,6 +110,13 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
+def brought_or_trained(
+    folder: str | Path | None, corpus: Iterable[str], vocab_size: int
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, or without one a WordPiece trained on the corpus."""
+    return train_wordpiece(corpus, vocab_size=vocab_size) if folder is None else load_tokenizer(Path(folder))
+
+
 def tokenizer_key(folder: str | Path | None) -> str:
     """What a folder's tokenizer is, for the fingerprint of a source that reads it; '' without one."""
     return "" if folder is None else tokenizer_digest(load_tokenizer(Path(folder)))
