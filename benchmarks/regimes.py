@@ -301,8 +301,8 @@ def main() -> None:
     lines = [
         "# Regimes",
         f"{len(found)} of {len(wanted)} cells, {minutes:.0f} minutes of training; accuracy on test rows, "
-        f"mean and deviation over seeds {given.seeds}. SST-2: {SUBSET:,} of its training rows. Every student has "
-        "three blocks of width 384, so that size and latency are those of results/minilm.md.",
+        f"mean and deviation over seeds {given.seeds}. SST-2: {SUBSET:,} of its training rows. Every "
+        "student has three blocks of width 384, so that size and latency are those of results/minilm.md.",
         "",
         *table(found, given.tasks),
         "",
