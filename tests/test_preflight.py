@@ -237,8 +237,8 @@ def test_a_training_larger_than_the_memory_is_warned_of(here: Path, monkeypatch:
 
 
 def knows(batch: Batch) -> dict[str, torch.Tensor]:
-    assert batch.labels is not None
-    return {"logits": one_hot(batch.labels, 2).float()}
+    assert batch.texts is not None and batch.labels is None, "a model that is measured sees no labels"
+    return {"logits": one_hot(torch.tensor(["good" in text for (text,) in batch.texts]).long(), 2).float()}
 
 
 def constant(batch: Batch) -> dict[str, torch.Tensor]:
