@@ -384,8 +384,8 @@ def _rows(phase: Phase, draft: _Draft) -> int:
 
 
 def _extra_rows(draft: _Draft, cache: Path) -> Iterator[Finding]:
-    """How many rows each phase reads where that is not the task's own number, and some of its copies, where
-    the model that makes them is there already.
+    """How many rows each phase reads where that is not the task's own number, what was noticed in those that
+    it adds, and some of its copies, where the model that makes them is there already.
     """
     config, task = draft.named.config, draft.named.task
     for number, phase in enumerate(config.phases, start=1):
@@ -394,6 +394,11 @@ def _extra_rows(draft: _Draft, cache: Path) -> Iterator[Finding]:
         place = "distill" if len(config.phases) == 1 else f"distill, phase {number}"
         about = "up to " if phase.augment is not None else ""
         yield Finding("fact", place, f"it reads {about}{_rows(phase, draft):,} rows")
+        if phase.unlabelled is not None:
+            rows, notes = load_unlabelled(config.task, phase.unlabelled, base=draft.base)
+            yield from (Finding("fact", place, note) for note in notes)
+            if draft.named.stacks[number - 1].needs_teacher:
+                draft.prospect.teacher.check_rows(rows, "unlabelled")
         if phase.augment is not None and phase.augment.model is not None:
             how = Augmentation.of(phase.augment, draft.base, draft.base, config)
             for before, after in sample(_head(task.train), how, _unwatched(cache)):

@@ -104,3 +104,59 @@ def test_a_student_that_cannot_be_built_is_refused_before_the_teacher_is_trained
     with pytest.raises(DistillkitError, match=r"student\.initialise"):
         pipeline.run(config, progress="quiet")
     assert not (here / "runs" / "tiny" / "pretrain").exists()
+
+
+def test_a_chain_of_an_ensemble_is_planned_link_by_link(here: Path) -> None:
+    """Stages of every member and assistant, in the order in which the run makes them, and how each reads."""
+    small = {**CONFIG["teacher"], "allow_weak": True}
+    members = {"a": small, "b": {**small, "vocab_size": 90}}
+    losses = {"gold": {"use": "gold"}, "kd": {"use": "logits"}}
+    config = write_config(
+        here,
+        teacher={"use": "ensemble", "members": members, "allow_weak": True},
+        assistants=[{"student": {"use": "bilstm", "layers": 1, "width": 16}}],
+        distill={**CONFIG["distill"], "losses": losses},
+    )
+    told = planned(config)
+    assert [stage.stage for stage in told.stages] == [
+        "assistant 1: member a: pretrain",
+        "assistant 1: member a: teacher",
+        "assistant 1: member b: pretrain",
+        "assistant 1: member b: teacher",
+        "assistant 1: student",
+        "student",
+    ]
+    run = pipeline.run(config, until="student", progress="quiet")
+    for stage, folder, trained in (
+        ("assistant 1: member a: teacher", "assistants/1/members/a", "teacher"),
+        ("assistant 1: student", "assistants/1", "student"),
+        ("student", ".", "student"),
+    ):
+        (steps,) = (one.steps for one in told.stages if one.stage == stage)
+        log = (run.path / folder / "metrics.jsonl").read_text().splitlines()
+        assert steps == {row["stage"]: row["step"] for row in map(json.loads, log)}[trained]
+    places = {finding.place: finding.sentence for finding in told.findings}
+    assert "student's token ids" in places["assistant 1: teacher.members.a"]
+    assert "comes out another" in places["assistant 1: teacher.members.b"]
+
+
+def test_peers_cost_what_all_of_them_cost(here: Path) -> None:
+    losses = {"gold": {"use": "gold"}, "kd": {"use": "logits"}}
+    distill = {**CONFIG["distill"], "losses": losses}
+    student = CONFIG["student"]
+    one = planned(write_config(here, teacher={"use": "itself", "vocab_size": 200}, distill=distill))
+    peers = {"use": "peers", "vocab_size": 200, "peers": {"b": student, "c": student}}
+    three = planned(write_config(here, teacher=peers, distill=distill))
+    assert three.stages[-1].memory > 2 * one.stages[-1].memory
+    assert any("there is nothing to judge yet" in finding.sentence for finding in three.findings)
+
+
+def test_rows_that_a_phase_adds_are_read_and_their_oddities_told(here: Path) -> None:
+    (here / "more.jsonl").write_text('{"text": "so la"}\n{"text": " "}\n')
+    losses = {"kd": {"use": "logits"}}
+    told = planned(
+        write_config(here, distill={**CONFIG["distill"], "losses": losses, "unlabelled": "more.jsonl"})
+    )
+    said = [finding.sentence for finding in told.findings]
+    assert any("162 rows" in sentence for sentence in said)
+    assert any("have an empty text" in sentence for sentence in said)
