@@ -12,17 +12,22 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import LABELS, batch, change_weights, encoder, rows, tokenizer
+from tiny import LABELS, batch, change_weights, encoder, feed, rows, tokenizer
 from tinyrun import CONFIG, write_config, write_data
+from training import run as train
+from training import settings
 
 from distillkit import pipeline
 from distillkit.data.batching import collate, encode, reread
 from distillkit.data.tokenizers import train_wordpiece
 from distillkit.errors import ConfigError, DivergedError, ModelError
 from distillkit.evaluate import predict
+from distillkit.losses.base import LossStack
+from distillkit.losses.logits import Logits
 from distillkit.model import FixedTeacher, Teacher
 from distillkit.settings import Labels
 from distillkit.teachers.ensemble import Ensemble, EnsembleTeacher, confidence, mean_probabilities
+from distillkit.train import Distillation
 from distillkit.types import Access, Batch, Outputs, Spec, Want
 
 LEARN = {"gold": {"use": "gold", "weight": 0.5}, "kd": {"use": "logits", "temperature": 2.0}}
@@ -63,8 +68,8 @@ def joined(members: dict[str, Teacher], labels: Labels = LABELS, **settings: Any
 def test_an_ensemble_of_one_is_that_teacher(tmp_path: Path) -> None:
     """Bit for bit, logits that are no log-probabilities included."""
     alone, given = FixedTeacher(encoder(3)), batch(tmp_path)
-    for settings in ({}, {"combine": "confidence"}, {"average": "logits", "weights": {"only": 7.0}}):
-        told = joined({"only": alone}, **settings).outputs(given, want=Want()).logits
+    for how in ({}, {"combine": "confidence"}, {"average": "logits", "weights": {"only": 7.0}}):
+        told = joined({"only": alone}, **how).outputs(given, want=Want()).logits
         assert torch.equal(told, alone.outputs(given, want=Want()).logits)
 
 
@@ -290,3 +295,18 @@ def test_measured_ensembles_never_see_what_is_right(tmp_path: Path) -> None:
 def test_members_of_different_numbers_of_scores_are_refused() -> None:
     with pytest.raises(ModelError, match=r"different numbers of scores: \{'a': 2, 'b': 3\}"):
         joined({"a": Says([1.0, 0.0]), "b": Says([1.0, 0.0, 2.0])})
+
+
+def test_a_student_of_a_constant_teacher_becomes_constant(tmp_path: Path) -> None:
+    """Whatever it thought of the rows before."""
+    student = encoder(2, layers=1)
+    rows_of = feed(tmp_path / "cache", count=40)
+    (given,) = rows_of.step(0, 0)
+    before = student(given, Want()).logits.softmax(-1)
+    stack = LossStack({"kd": (1.0, Logits(temperature=1.0))})
+    constant = torch.tensor([0.85, 0.15])
+    program = Distillation(student, stack, {"teacher": Says(constant.log().tolist())})
+    train(tmp_path, made=program, data=rows_of, how=replace(settings(epochs=12), keep="last"))
+    after = student.eval()(given, Want()).logits.softmax(-1)
+    assert torch.allclose(after, constant.expand_as(after), atol=0.02)
+    assert not torch.allclose(before, constant.expand_as(before), atol=0.1)
