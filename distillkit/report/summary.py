@@ -135,6 +135,9 @@ def _quality(facts: RunFacts) -> str:
         return f"The student scores {figures} of the teacher in {text.metric(name)}"
     if student == teacher:
         return f"The student equals its teacher in {text.metric(name)} ({text.score(student)})"
+    difference = facts.difference.get(name)
+    if student > teacher and difference is not None and difference.low <= 0:
+        return f"The student is as good as its teacher in {text.metric(name)}, within noise ({figures})"
     if student > teacher:
         return f"The student is above its teacher in {text.metric(name)} ({figures})"
     return f"The student keeps {text.percent(share)} of the teacher’s {text.metric(name)} ({figures})"

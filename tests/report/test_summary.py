@@ -55,8 +55,13 @@ def test_unknown_sizes_on_disk_fall_back_to_parameters_and_stay_grammatical() ->
 
 
 def test_a_student_above_its_teacher_is_not_said_to_keep_a_share() -> None:
-    assert summary.headline(_with_student(0.88)).startswith(
+    better = replace(_with_student(0.88), difference={"accuracy": Measured(0.013, 0.004, 0.022, 872)})
+    assert summary.headline(better).startswith(
         "The student is above its teacher in accuracy (0.880 vs 0.867), is 2.5× smaller"
+    )
+    unsure = replace(better, difference={"accuracy": Measured(0.013, -0.004, 0.03, 872)})
+    assert summary.headline(unsure).startswith(
+        "The student is as good as its teacher in accuracy, within noise (0.880 vs 0.867), is 2.5× smaller"
     )
 
 
