@@ -17,6 +17,8 @@ _LARGEST = 32 * 2**20
 """Bytes from which on memory comes straight from the kernel and goes back to it, the most that glibc lets one
 ask for; so that a few large tensors do not break up the rest.
 """
+_MOST = 2**30
+"""Freed bytes that are kept at most where less than that is in use."""
 
 
 @contextmanager
@@ -33,6 +35,39 @@ def freed_memory_kept() -> Iterator[None]:
     finally:
         libc.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST)  # where glibc's own adjustment ends up
         libc.malloc_trim(0)
+
+
+def give_back_excess(limit: int = _MOST) -> None:
+    """Give freed memory back where more than `limit` bytes of it, and more than is in use, are kept: batches
+    of many lengths leave holes that no later one fills.
+    """
+    libc = _glibc()
+    if libc is None or not hasattr(libc, "mallinfo2"):
+        return
+    libc.mallinfo2.restype = _Held
+    held = libc.mallinfo2()
+    if held.fordblks > max(limit, held.uordblks):
+        libc.malloc_trim(0)
+
+
+class _Held(ctypes.Structure):
+    """mallinfo2(3); uordblks: bytes in use, fordblks: bytes free."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    )
 
 
 def _glibc() -> ctypes.CDLL | None:

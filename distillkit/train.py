@@ -28,7 +28,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from distillkit import checkpoint
-from distillkit.allocator import freed_memory_kept
+from distillkit.allocator import freed_memory_kept, give_back_excess
 from distillkit.data.batching import Feed
 from distillkit.dropout import seeded_dropout
 from distillkit.errors import (
@@ -373,6 +373,7 @@ class _Loop:
             rounds = self.state.step // self.program.turns
             if done or rounds % self.settings.runtime.log_every == 0:
                 self._log(terms, norm, micros, window)
+                give_back_excess()
                 window = _Window()
             evaluated = (last_of_epoch or done) and self._evaluate()
             if done or evaluated or self.state.step % self.settings.save_every == 0:
