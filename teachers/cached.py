@@ -43,10 +43,9 @@ SHARD_BATCHES = 32
 """Batches of a shard: what a kill loses at most."""
 SAMPLE_SHARE, SAMPLE_ROWS = 0.01, 32
 """Rows answered anew when a cache is opened: this share of them, and at least so many."""
-TOLERANCE = {"fp32": 1e-4, "fp16": 4e-3, "bf16": 1e-1}
+TOLERANCE = {"fp32": 1e-4, "fp16": 4e-3, "bf16": 3e-2}
 """Largest difference of a new answer, relative to its size, by what is computed and kept in: a few units of
-rounding, in bf16 what six blocks make of them in single tokens (0.041 was seen in 20,000 rows). Another
-row, layer or teacher differs by about 1.
+rounding. Another row, layer or teacher differs by about 1.
 """
 _FORMAT = 1
 _STIR = tuple(value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
