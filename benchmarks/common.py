@@ -8,13 +8,15 @@ import argparse
 import gzip
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from distillkit import catalog, pipeline, recipe
@@ -70,6 +72,24 @@ def subset(path: Path, target: Path, count: int) -> Path:
         chosen = np.random.default_rng(0).permutation(len(lines))[:count]
         target.write_text("".join(lines[index] for index in sorted(chosen)), encoding="utf-8")
     return target
+
+
+def take_up(name: str, path_of: Callable[[dict[str, Any]], Path]) -> None:
+    """Lay the cells of a study's committed results beside those that were made here; `path_of` takes from a
+    cell what names it.
+    """
+    committed = RESULTS / f"{name}.json"
+    for told in json.loads(committed.read_text())["cells"] if committed.exists() else ():
+        path = path_of(told)
+        if not path.exists():
+            path.write_text(json.dumps(told))
+
+
+def draw(name: str, drawn: Figure) -> None:
+    """results/NAME.svg, the same bytes for the same figure."""
+    drawn.tight_layout()
+    plt.rcParams["svg.hashsalt"] = name
+    drawn.savefig(RESULTS / f"{name}.svg", metadata={"Date": None})
 
 
 def machine(seed: int) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from common import DATA, RESULTS, RUNS, asked, interval, run, scores, subset, write_result
+from common import DATA, RUNS, asked, draw, interval, run, scores, subset, take_up, write_result
 from minilm import model_folder
 from numpy.typing import NDArray
 
@@ -85,6 +85,9 @@ BELOW = {
     "augment": "hidden",
 }
 """The rung that each one adds to."""
+
+
+KEYS = ("seed", "task", "student", "rung")
 
 
 @dataclass(frozen=True)
@@ -365,24 +368,13 @@ def figure(found: Found, tasks: Sequence[str]) -> None:
     axes.set_xticks(range(len(RUNGS)), list(RUNGS), rotation=20)
     axes.set_ylabel("kept of the teacher, %")
     axes.legend()
-    drawn.tight_layout()
-    plt.rcParams["svg.hashsalt"] = "ladder"
-    drawn.savefig(RESULTS / "ladder.svg", metadata={"Date": None})
-
-
-def take_up() -> None:
-    """Lay the cells of the committed results beside those that were made here."""
-    committed = RESULTS / "ladder.json"
-    for told in json.loads(committed.read_text())["cells"] if committed.exists() else ():
-        cell = Cell(**{name: told.pop(name) for name in ("seed", "task", "student", "rung")})
-        if not cell.path.exists():
-            cell.path.write_text(json.dumps(told))
+    draw("ladder", drawn)
 
 
 def main() -> None:
     given = asked(list(TASKS))
     (FOLDER / "cells").mkdir(parents=True, exist_ok=True)
-    take_up()
+    take_up("ladder", lambda told: Cell(**{name: told.pop(name) for name in KEYS}).path)
     begin, found, wanted = time.monotonic(), {}, list(cells(given.seeds, given.tasks))
     for cell in wanted:
         if cell.path.exists() or time.monotonic() - begin < 60 * given.minutes:

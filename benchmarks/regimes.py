@@ -31,7 +31,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from common import DATA, RESULTS, RUNS, asked, interval, run, scores, subset, write_result
+from common import DATA, RUNS, asked, draw, interval, run, scores, subset, take_up, write_result
 from minilm import model_folder
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -274,24 +274,13 @@ def figure(found: Found, tasks: Sequence[str]) -> None:
     axes.set_xticks(range(len(LOSSES)), list(LOSSES), rotation=30, ha="right")
     axes.set_ylabel("accuracy over the student alone, points")
     axes.legend()
-    drawn.tight_layout()
-    plt.rcParams["svg.hashsalt"] = "regimes"
-    drawn.savefig(RESULTS / "regimes.svg", metadata={"Date": None})
-
-
-def take_up() -> None:
-    """Lay the cells of the committed results beside those that were made here."""
-    committed = RESULTS / "regimes.json"
-    for told in json.loads(committed.read_text())["cells"] if committed.exists() else ():
-        path = cell_path(told.pop("task"), told.pop("regime"), told.pop("seed"))
-        if not path.exists():
-            path.write_text(json.dumps(told))
+    draw("regimes", drawn)
 
 
 def main() -> None:
     given = asked(list(TASKS))
     (FOLDER / "cells").mkdir(parents=True, exist_ok=True)
-    take_up()
+    take_up("regimes", lambda told: cell_path(*(told.pop(name) for name in ("task", "regime", "seed"))))
     begin, found = time.monotonic(), {}
     wanted = [(task, regime, seed) for seed in given.seeds for task in given.tasks for regime in LOSSES]
     for cell in wanted:
