@@ -14,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -31,6 +31,7 @@ from distillkit import checkpoint
 from distillkit.allocator import freed_memory_kept, give_back_excess
 from distillkit.data.batching import Feed
 from distillkit.dropout import seeded_dropout
+from distillkit.embeddings import KeptGradients
 from distillkit.errors import (
     ConfigError,
     DivergedError,
@@ -269,7 +270,8 @@ class _Loop:
         self.accelerator = make_accelerator(settings.runtime)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
-        self.fast_dropout = self.device.type == "cpu" and not settings.runtime.compile
+        self.by_hand = self.device.type == "cpu" and not settings.runtime.compile
+        self.tables = KeptGradients() if self.by_hand and self.world == 1 else None
         program.to(self.device)
         program.place(self.device)
         self.parallel = parallel(settings.runtime, self.accelerator)
@@ -397,7 +399,7 @@ class _Loop:
             index = 0 if absent else mine[turn]
             key = _key(self.settings, self.state.step, index)
             with self.parallel.exchanging(turn + 1 == rounds):
-                with seeded_dropout(key, fast=self.fast_dropout):
+                with seeded_dropout(key, fast=self.by_hand), self.tables or nullcontext():
                     total, shares = self.wrapped(micros[index].to(self.device), totals)
                 factor = 0.0 if absent else float(self.world)  # ranks' gradients are averaged; shares add up
                 self.accelerator.backward(total * factor if factor != 1.0 else total)
@@ -429,6 +431,8 @@ class _Loop:
             self.scaler.update()
         else:
             self.optimizer.step()
+        if self.tables is not None:
+            self.tables.clear()
         self.optimizer.zero_grad(set_to_none=True)
         self.program.after_step(self.state.step + 1)
         return skipped
