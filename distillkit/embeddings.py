@@ -6,12 +6,13 @@ from the kernel in every step. Here the rows that were looked up are added to a 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 _LARGE = 2**20
@@ -24,12 +25,16 @@ class KeptGradients(TorchFunctionMode):
     """Within, a table that is looked up has its gradient added up, row by row, in a buffer of its own; it is
     the same dense gradient.
 
-    `clear` makes the buffers ready for the next step. Not for code that is compiled, or for gradients that
-    several processes exchange.
+    `clear` makes the buffers ready for the next step. A table that another layer of the module shares has a
+    gradient everywhere and is left to torch. Not for code that is compiled, or for gradients that several
+    processes exchange.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        names = Counter(id(one) for _, one in module.named_parameters(remove_duplicate=False))
+        tables = [part.weight for part in module.modules() if isinstance(part, nn.Embedding)]
+        self._tables = {id(one) for one in tables if names[id(one)] == 1 and one.numel() >= _LARGE}
         self._buffers: dict[Tensor, Tensor] = {}
 
     def clear(self) -> None:
@@ -49,7 +54,7 @@ class KeptGradients(TorchFunctionMode):
         given = dict(kwargs or {})
         if func is F.embedding and torch.is_grad_enabled():
             table = args[1] if len(args) > 1 else given["weight"]
-            if table.is_leaf and table.requires_grad and table.numel() >= _LARGE:
+            if id(table) in self._tables and table.requires_grad:
                 if table.grad is None:
                     table.grad = self._buffer(table)
                 args = args[:_SPARSE]

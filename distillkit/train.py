@@ -271,7 +271,7 @@ class _Loop:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
         self.by_hand = self.device.type == "cpu" and not settings.runtime.compile
-        self.tables = KeptGradients() if self.by_hand and self.world == 1 else None
+        self.tables = KeptGradients(program) if self.by_hand and self.world == 1 else None
         program.to(self.device)
         program.place(self.device)
         self.parallel = parallel(settings.runtime, self.accelerator)

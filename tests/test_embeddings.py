@@ -37,7 +37,7 @@ def test_the_same_weights_as_without() -> None:
     """Over steps of two parts, tied or not; a row of one step leaves nothing behind for the next."""
     for tied in (False, True):
         plain, kept = model(tied=tied), model(tied=tied)
-        gradients = KeptGradients()
+        gradients = KeptGradients(kept)
         for made in (plain, kept):
             optimizer = torch.optim.AdamW(made.parameters(), lr=0.1, fused=True)
             for ids in batches():
@@ -56,7 +56,8 @@ def test_the_same_weights_as_without() -> None:
 
 
 def test_one_dense_buffer_is_used_again_and_padding_has_no_gradient() -> None:
-    made, gradients = model(), KeptGradients()
+    made = model()
+    gradients = KeptGradients(made)
     first, second, *_ = batches()
     places = set()
     for ids in (first, second):
@@ -75,7 +76,8 @@ def test_one_dense_buffer_is_used_again_and_padding_has_no_gradient() -> None:
 
 
 def test_what_is_small_frozen_or_only_read_is_left_alone() -> None:
-    made, gradients = model(), KeptGradients()
+    made = model()
+    gradients = KeptGradients(made)
     assert made.table.weight.numel() >= embeddings._LARGE > made.small.weight.numel()
     ids = batches()[0]
     with gradients:
@@ -85,6 +87,13 @@ def test_what_is_small_frozen_or_only_read_is_left_alone() -> None:
         made.table.requires_grad_(False)
         made.table(ids)
     assert all(parameter.grad is None for parameter in made.parameters())
+
+
+def test_a_table_that_the_output_layer_shares_is_left_to_torch() -> None:
+    made = model(tied=True)
+    with KeptGradients(made):
+        made.table(batches()[0])
+    assert made.table.weight.grad is None
 
 
 def test_gradients_taken_outside_are_dense() -> None:
