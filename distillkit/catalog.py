@@ -29,6 +29,7 @@ from distillkit.registry import Entry, Registry, at
 from distillkit.settings import (
     Assistant,
     Component,
+    ExitSettings,
     LossComponent,
     Phase,
     RunConfig,
@@ -50,6 +51,8 @@ _FACTS: dict[str, tuple[str, ...]] = {
     "student": (),
 }
 """Class attributes that a recipe is checked against, and settings that count by what they name alone."""
+_OF_ITS_KIND = (section.Teachers, section.InnerStudent)
+"""Settings by which a component is made of others of its own kind."""
 _NAMESPACE = {**vars(typing), **vars(section), "Field": Field}
 
 
@@ -117,18 +120,24 @@ def components(named: Collection[str] = ()) -> type[RunConfig]:
             _register_class(kind, name, _import(points.pop(name)))
     teacher, student, loss = (_union(kind) for kind in ("teacher", "student", "loss"))
     losses: Any = typing.Annotated[dict[section.Name, loss], Field(min_length=1)]  # type: ignore[valid-type]
-    sentence = Phase.model_fields["losses"].description
-    phase: Any = create_model("Phase", __base__=Phase, losses=(losses, Field(description=sentence)))
+    exits: Any = create_model(
+        "ExitSettings", __base__=ExitSettings, losses=(losses, _described_as(ExitSettings, "losses"))
+    )
+    phase: Any = create_model(
+        "Phase",
+        __base__=Phase,
+        losses=(losses, _described_as(Phase, "losses")),
+        exits=(exits | None, _described_as(Phase, "exits", default=None)),
+    )
     one: Any = typing.Annotated[phase, Tag("phase")]
     several: Any = typing.Annotated[list[phase], Field(min_length=1), Tag("phases")]
     choice = Discriminator(lambda value: "phases" if isinstance(value, list) else "phase")
     distill: Any = typing.Annotated[one | several, choice]
-    told = Assistant.model_fields
     assistant: Any = create_model(
         "Assistant",
         __base__=Assistant,
-        student=(student | None, Field(default=None, description=told["student"].description)),
-        distill=(distill | None, Field(default=None, description=told["distill"].description)),
+        student=(student | None, _described_as(Assistant, "student", default=None)),
+        distill=(distill | None, _described_as(Assistant, "distill", default=None)),
     )
     return create_model(
         "RunConfig",
@@ -136,11 +145,13 @@ def components(named: Collection[str] = ()) -> type[RunConfig]:
         teacher=(teacher, Field(description="where the teacher comes from")),
         student=(student, Field(description="what is trained")),
         distill=(distill, Field(description="one phase, or a list of them")),
-        assistants=(
-            list[assistant],
-            Field(default=[], description=RunConfig.model_fields["assistants"].description),
-        ),
+        assistants=(list[assistant], _described_as(RunConfig, "assistants", default=[])),
     )
+
+
+def _described_as(model: type[section.Section], name: str, *, default: Any = ...) -> Any:
+    """A field with the sentence of the one that it takes the place of."""
+    return Field(default=default, description=model.model_fields[name].description)
 
 
 def load_code(path: Path) -> None:
@@ -197,11 +208,11 @@ def _base(kind: str) -> type:
 
 
 def _union(kind: str, *, nesting: bool = True) -> Any:
-    """Every component of a kind, told apart by `use`; nesting: also those that are made of teachers."""
+    """Every component of a kind, told apart by `use`; nesting: also those that are made of others of it."""
     chosen = {
         name: described
         for name, described in sorted(_described[kind].items())
-        if nesting or all(field[0] != section.Teachers for field in described.fields.values())
+        if nesting or all(field[0] not in _OF_ITS_KIND for field in described.fields.values())
     }
     models = [_component_model(kind, name, described) for name, described in chosen.items()]
     if len(models) == 1:
@@ -237,6 +248,8 @@ def _real(annotation: Any) -> Any:
     if annotation == section.Students:
         peer: Any = _union("student")
         return typing.Annotated[dict[section.Name, peer], Field(min_length=1)]
+    if annotation == section.InnerStudent:
+        return _union("student", nesting=False)
     return _union("student") | None if annotation == section.OptionalStudent else annotation
 
 

@@ -83,13 +83,13 @@ class Encoder(Student):
                 _check_attention(self.spec)
                 for index, parts in enumerate(self._projections):
                     for part, module in parts.items():
-                        hooks.enter_context(_read(module, projected, (index, part)))
+                        hooks.enter_context(read(module, projected, (index, part)))
             if want.access >= Access.ALL_STATES:
                 hooks.enter_context(_read_input(self._blocks[0], states, 0))
                 for index, block in enumerate(self._blocks, start=1):
-                    hooks.enter_context(_read(block, states, index))
+                    hooks.enter_context(read(block, states, index))
             elif want.access == Access.FINAL_STATES:
-                hooks.enter_context(_read(self._blocks[-1], states, 0))
+                hooks.enter_context(read(self._blocks[-1], states, 0))
             logits = self.head.logits(self.model, inputs, batch)
         attention = (
             Projections(*(_heads(projected[index, part], self.spec.num_heads) for part in _PARTS))
@@ -444,10 +444,27 @@ def _heads(states_BLD: Tensor, num_heads: int) -> Tensor:
 
 
 @contextmanager
-def _read(module: nn.Module, states: dict[Any, Tensor], index: Any) -> Iterator[None]:
+def read(module: nn.Module, states: dict[Any, Tensor], index: Any) -> Iterator[None]:
+    """Within, what a module gives is kept in `states[index]`."""
     handle = module.register_forward_hook(
         lambda _module, _inputs, output: states.__setitem__(index, _first(output))
     )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def given(block: nn.Module, states_BLD: Tensor) -> Iterator[None]:
+    """Within, a block takes these states, whatever it is called with."""
+
+    def hook(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if inputs:
+            return (states_BLD, *inputs[1:]), named
+        return inputs, {**named, "hidden_states": states_BLD}
+
+    handle = block.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield
     finally:

@@ -104,6 +104,12 @@ class Student(nn.Module, ABC):
         V]`, or `[B, L, V]` of every token where the task asks for tokens.
         """
 
+    def segments(self) -> Sequence[nn.Module]:
+        """Parts that run one after the other, each with an answer of its own, where it may answer early
+        (`distillkit.segments`); none where it cannot.
+        """
+        return ()
+
     @abstractmethod
     def save(self, folder: Path, labels: Labels) -> None:
         """Write config.json (with the label names) and model.safetensors, never pickle; its source's `load`

@@ -302,7 +302,7 @@ def _loss_plans(draft: _Draft) -> Iterator[LossPlan]:
     for index, (phase, stack) in enumerate(zip(draft.named.config.phases, draft.named.stacks, strict=True)):
         for name, loss in stack.terms.items():
             needs = loss.needs.access.name if loss.needs_teacher else "no teacher"
-            component = phase.losses[name]
+            component = phase.terms[name]
             yield LossPlan(index, name, component.use, stack.weights[name], component.shown_weight, needs)
 
 

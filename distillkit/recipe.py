@@ -23,7 +23,7 @@ from distillkit import document
 from distillkit.document import Keys
 from distillkit.errors import ConfigError, DistillkitError, ErrorGroup, SecurityError
 from distillkit.registry import did_you_mean
-from distillkit.settings import Phase, RunConfig
+from distillkit.settings import AT_EXITS, Phase, RunConfig
 
 Components = Callable[[Collection[str]], type[RunConfig]]
 """The names that a recipe uses -> RunConfig with the settings of every registered component."""
@@ -356,8 +356,9 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[Keys, str, str]]:
             yield (*at, "batch", "micro"), f"{_dotted(at)}.{problem}", "every part needs an example"
         for key, problem, hint in _extra_rows(config, phase):
             yield (*at, key), f"{_dotted(at)}.{problem}", hint
-        for name, loss in phase.losses.items():
-            here: Keys = (*at, "losses", name)
+        for name, loss in phase.terms.items():
+            of_exits = ("exits",) if name.endswith(AT_EXITS) else ()
+            here: Keys = (*at, *of_exits, "losses", name.removesuffix(AT_EXITS))
             if task.kind not in loss.kinds:
                 problem = (
                     f"{_dotted(here)}: {loss.use} is for {' or '.join(loss.kinds)}, task.kind: {task.kind}"
@@ -396,9 +397,9 @@ def _extra_rows(config: RunConfig, phase: Phase) -> Iterator[tuple[str, str, str
 
 def _untaught(config: RunConfig, phase: Phase, key: str) -> Iterator[tuple[str, str, str]]:
     """(key, problem, hint) of rows without labels that no loss, or not every one, could use."""
-    names = [name for name, loss in phase.losses.items() if loss.needs_labels]
+    names = [name for name, loss in phase.terms.items() if loss.needs_labels]
     more = ", or set augment.labels: keep" if key == "augment" else ""
-    if len(names) == len(phase.losses):
+    if len(names) == len(phase.terms):
         problem = f"{key} adds rows without labels, and every loss needs labels"
         yield key, problem, f"add a loss that asks the teacher{more}"
     elif names and config.task.kind == "regression":

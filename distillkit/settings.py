@@ -220,6 +220,10 @@ Students = dict[str, StudentComponent]
 """Students by name, likewise."""
 OptionalStudent = StudentComponent | None
 """A student as a setting."""
+InnerStudent = StudentComponent
+"""A student that another is made of."""
+Depths = Annotated[list[Count], Field(min_length=1)]
+"""Blocks, numbered from 1."""
 
 
 class TaskSettings(Section):
@@ -374,6 +378,23 @@ class MaskedAugment(Augment):
     )
 
 
+AT_EXITS = " at exits"
+"""How the name of a loss at the exits ends where it is reported."""
+
+
+class ExitSettings(Section):
+    """What every exit of a student learns (`student: {use: exits}`)."""
+
+    teacher: Literal["deepest", "teacher"] = Field(
+        default="deepest",
+        description="who teaches the exits: the student's own deepest answer, which these losses do not "
+        "reach (Be Your Own Teacher), or the run's teacher",
+    )
+    losses: Annotated[dict[Name, LossComponent], Field(min_length=1)] = Field(
+        description="name -> loss; all are added up, over all exits"
+    )
+
+
 class Phase(Section):
     """One phase of distillation: its data, losses and settings."""
 
@@ -383,6 +404,7 @@ class Phase(Section):
     losses: Annotated[dict[Name, LossComponent], Field(min_length=1)] = Field(
         description="name -> loss; all are added up"
     )
+    exits: ExitSettings | None = Field(default=None, description="what the student's exits learn")
     corpus: str | None = Field(
         default=None,
         description="train on the unlabelled sentences of this corpus instead of the task's rows",
@@ -408,6 +430,12 @@ class Phase(Section):
         description="weights kept: best on validation, or the last; default best, but last where the phase "
         "trains on a corpus or on hidden states alone, which the task's validation cannot judge",
     )
+
+    @property
+    def terms(self) -> dict[str, LossComponent]:
+        """Every loss, those of the exits too, by the name that it is reported by."""
+        at_exits = {} if self.exits is None else self.exits.losses
+        return {**self.losses, **{f"{name}{AT_EXITS}": loss for name, loss in at_exits.items()}}
 
 
 class ExportSettings(Section):

@@ -12,9 +12,10 @@ from pathlib import Path
 from distillkit import catalog
 from distillkit.errors import ConfigError, DistillkitError, ErrorGroup
 from distillkit.interchange import Interchange
+from distillkit.losses.at_exits import AtExits
 from distillkit.losses.base import TEACHER, LossStack
 from distillkit.model import LearningTeacherSource, StudentSource, TeacherSource, TrainableTeacherSource
-from distillkit.settings import Labels, RunConfig
+from distillkit.settings import AT_EXITS, Labels, RunConfig
 from distillkit.teachers.answers import WHERE, Packing
 from distillkit.types import Access, Spec
 
@@ -24,9 +25,13 @@ def build_stacks(config: RunConfig, base: Path) -> tuple[LossStack, ...]:
     stacks = []
     for index, phase in enumerate(config.phases):
         losses = {}
-        for name, component in phase.losses.items():
+        for name, component in phase.terms.items():
             with _placed(_place(config, index, name)):
-                losses[name] = (component.weight, catalog.build("loss", component, base=base))
+                loss = catalog.build("loss", component, base=base)
+                if name not in phase.losses:
+                    assert phase.exits is not None
+                    loss = AtExits(loss, phase.exits.teacher)
+                losses[name] = (component.weight, loss)
         stacks.append(LossStack(losses))
     return tuple(stacks)
 
@@ -160,7 +165,8 @@ def _check_cached(stack: LossStack, teacher: TeacherSource) -> None:
 
 def _place(config: RunConfig, index: int, loss: str) -> str:
     """The path of a loss in the recipe."""
-    return f"{_phase(config, index)}.losses.{loss}"
+    at = f"{_phase(config, index)}.exits" if loss.endswith(AT_EXITS) else _phase(config, index)
+    return f"{at}.losses.{loss.removesuffix(AT_EXITS)}"
 
 
 def _phase(config: RunConfig, index: int) -> str:

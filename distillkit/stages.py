@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -25,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from distillkit import document, evaluate, preflight
 from distillkit.answers import KEPT
 from distillkit.augmenting import Augmentation, Place, augment, check_model
+from distillkit.bench.leaving import RESULT, measure_exits
 from distillkit.bench.measure import Backend, Role, Variant
 from distillkit.bench.measure import bench as measure_all
 from distillkit.bench.timing import Opened
@@ -34,9 +36,11 @@ from distillkit.data.corpora import documents
 from distillkit.data.tasks import Rows, Task, load_unlabelled, text_columns, unlabelled_rows
 from distillkit.data.tokenizers import load_tokenizer
 from distillkit.digests import Training, digest
+from distillkit.early_exit import FACTS as EXITS
 from distillkit.encoder import Encoder
 from distillkit.errors import ModelError
 from distillkit.export.bundle import export as export_student
+from distillkit.export.exits import export_exits
 from distillkit.flops import flops_per_example
 from distillkit.interchange import Interchange, Intervened
 from distillkit.links import ASSISTANTS, MEMBERS
@@ -63,7 +67,7 @@ from distillkit.recipe import Loaded
 from distillkit.report.card import write_model_card
 from distillkit.report.contexts import shown
 from distillkit.report.curves import read_curves
-from distillkit.report.facts import Link, RunFacts, flat_settings, load_bench
+from distillkit.report.facts import Link, RunFacts, flat_settings, load_bench, load_exits
 from distillkit.report.gather import SCORES, Judged, link, task_facts
 from distillkit.report.page import write_report
 from distillkit.rundir import RunDir
@@ -413,6 +417,12 @@ def export(job: Job) -> Save:
     def save(folder: Path) -> None:
         parity = export_student(model, job.tokenizer, labels, samples, folder, settings)
         job.progress.say(f"export: largest difference to PyTorch {parity.max_abs_difference:.2e}")
+        if model.spec.exits:
+            held_out = job.samples(job.task.validation)
+            parts = export_exits(model, labels, job.metric, held_out, folder, settings)
+            job.progress.say(
+                f"export: of its {len(model.spec.exits) + 1} parts {parts.max_abs_difference:.2e}"
+            )
 
     return save
 
@@ -439,8 +449,26 @@ def bench(job: Job) -> Save:
             folder,
             seed=job.config.seed,
             command=command,
-            between=lambda: job.signals.check("while a model was measured"),
+            between=between,
         )
+        if (job.folder("export") / EXITS).is_file():
+            with tempfile.TemporaryDirectory() as scratch:
+                failed = measure_exits(
+                    job.folder("export"),
+                    job.config.bench,
+                    samples,
+                    job.task.labels,
+                    folder,
+                    Path(scratch),
+                    seed=job.config.seed,
+                    command=[sys.executable, "-m", "distillkit.bench.leaving"],
+                    between=between,
+                )
+            if failed:
+                job.progress.say(f"warning: bench: leaving early was not measured: {failed}")
+
+    def between() -> None:
+        job.signals.check("while a model was measured")
 
     return save
 
@@ -494,6 +522,7 @@ def gather(job: Job) -> RunFacts:
         losses=_losses_in_words(config),
         curves=read_curves(job.run.metrics.path),
         bench=load_bench(job.folder("bench") / "measurements.json"),
+        exits=load_exits(job.folder("bench") / RESULT),
         parity=json.loads((job.folder("export") / "parity.json").read_text()),
         environment=job.run.read_json("environment.json"),
         timings={stage: facts["seconds"] for stage, facts in manifest.items() if "seconds" in facts},
@@ -830,7 +859,7 @@ def _warnings(job: Job) -> tuple[str, ...]:
 def _losses_in_words(config: RunConfig) -> dict[str, str]:
     words = {}
     for number, phase in enumerate(config.phases, start=1):
-        for name, loss in phase.losses.items():
+        for name, loss in phase.terms.items():
             rest = loss.model_dump(mode="json", exclude={"use", "weight"})
             settings = "".join(f", {key} {value}" for key, value in rest.items())
             key = name if len(config.phases) == 1 else f"{name} (phase {number})"

@@ -31,13 +31,17 @@ class Want:
 
     access: FINAL_STATES asks for the last block's output, ALL_STATES for the embeddings' and every block's.
     attention: the queries, keys and values of every block; part of ALL_STATES.
+    exits: what a student answers before its last block, where it has exits.
     """
 
     access: Access = Access.SCORES
     attention: bool = False
+    exits: bool = False
 
     def __or__(self, other: Want) -> Want:
-        return Want(max(self.access, other.access), self.attention or other.attention)
+        return Want(
+            max(self.access, other.access), self.attention or other.attention, self.exits or other.exits
+        )
 
 
 @dataclass(frozen=True)
@@ -155,11 +159,14 @@ class Outputs:
     hidden: num_layers + 1 tensors `[B, L, D]`; `hidden[0]` is the embedding output, `hidden[l]` the output of
         block l. With Access.FINAL_STATES it holds one tensor, the last. Empty where not asked for.
     attention: num_layers Projections, `attention[b]` those of block b + 1. Empty where not asked for.
+    exits: what each exit says, the shallowest first and the model's own answer last: logits, and as `hidden`
+        the two states `[B, L, D]` that it reads and that its classifier reads. Empty where not asked for.
     """
 
     logits: Tensor
     hidden: Sequence[Tensor] = ()
     attention: Sequence[Projections] = ()
+    exits: Sequence[Outputs] = ()
 
 
 @dataclass(frozen=True)
@@ -182,7 +189,8 @@ class Spec:
 
     num_segments: kinds of `token_type_ids` that it tells apart; 1: it does not read them. attention: whether
     it shows the queries, keys and values of its blocks (`Outputs.attention`). num_ids: token ids that it
-    reads, where several share one of its `vocab_size` rows; 0: each has its own.
+    reads, where several share one of its `vocab_size` rows; 0: each has its own. exits: the blocks, from 1,
+    after which it may answer beside the last.
     """
 
     num_layers: int
@@ -195,6 +203,7 @@ class Spec:
     num_segments: int = 1
     attention: bool = False
     num_ids: int = 0
+    exits: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""Two processes (gloo) compute what one computes at the same global batch, with every loss there is."""
+"""Two processes (gloo) compute what one computes at the same global batch, with every loss there is, and with
+exits.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +43,16 @@ def config(folder: Path, **student: Any) -> Path:
     losses = {name: {"use": name} for name in catalog.names("loss")}
     batch = {"tokens": 400, "examples": 16, "micro": 2}
     distill = {**CONFIG["distill"], "losses": losses, "batch": batch, "epochs": 2}
+    distill["exits"] = {
+        "losses": {
+            "gold": {"use": "gold"},
+            "kd": {"use": "logits"},
+            "hint": {"use": "hidden_mse", "projection": "linear"},
+        }
+    }
+    inner = {**CONFIG["student"], "layers": 2, **student}
     return write_config(
-        folder, teacher=teacher, distill=distill, student={**CONFIG["student"], "layers": 2, **student}
+        folder, teacher=teacher, distill=distill, student={"use": "exits", "at": [1], "of": inner}
     )
 
 
@@ -56,7 +66,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_equal_one(one: Path, parallel: str) -> None:
     """Dropout is keyed by step and micro-batch, so it is the same wherever a micro-batch is computed."""
     two = run(one.parent.parent / "config.yaml", parallel, 2, f"runtime.parallel={parallel}")
-    for stage in ("pretrain", "teacher", "student"):
+    for stage in ("pretrain", "teacher", "student", "student/exits"):
         mine, theirs = (load_file(str(folder / stage / "model.safetensors")) for folder in (one, two))
         for name, tensor in mine.items():
             assert torch.allclose(tensor, theirs[name], atol=2e-4), f"{stage} {name}"

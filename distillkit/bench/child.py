@@ -18,9 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from distillkit.answers import KEPT
+from distillkit.bench.samples import load_samples
 from distillkit.bench.timing import Opened, measure_opened
-from distillkit.data.batching import Encoded
-from distillkit.data.scoring import LabelledTokens, WholeExamples
 from distillkit.encoder import Encoder
 from distillkit.errors import DistillkitError, MissingError
 from distillkit.export.bundle import MODEL
@@ -49,7 +48,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     opened = OPEN[request["backend"]](Path(request["folder"]), request["provider"], request["threads"])
     loaded = time.perf_counter() - start
     opened.peak = lambda: _peak_memory(request["provider"])
-    samples = _samples(Path(request["samples"]))
+    samples = load_samples(Path(request["samples"]))
     told, answers = measure_opened(opened, samples, request["settings"], KEPT[request["kind"]])
     np.save(Path(request["samples"]) / "answers.npy", answers, allow_pickle=False)
     return {**told, "load_seconds": loaded}
@@ -91,26 +90,6 @@ OPEN: Mapping[str, Callable[[Path, str, int], Opened]] = {
     "pytorch": _open_pytorch,
     "onnxruntime": _open_onnxruntime,
 }
-
-
-def _samples(folder: Path) -> Encoded:
-    arrays = {
-        name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("tokens", "types", "offsets")
-    }
-    labels = folder / "labels.npy"  # there where tokens are answered, and says which
-    by_token = labels.is_file()
-    rows = len(arrays["offsets"]) - 1
-    return Encoded(
-        **arrays,
-        labels=np.load(labels, allow_pickle=False) if by_token else None,
-        ids=np.arange(rows),
-        texts=((),) * rows,
-        pad_id=json.loads((folder / "samples.json").read_text())["pad_id"],
-        truncated=0,
-        unknown=0,
-        digest="",
-        scoring=LabelledTokens() if by_token else WholeExamples(),
-    )
 
 
 def _peak_memory(provider: str) -> int:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from distillkit import evaluate
 from distillkit.answers import KEPT
+from distillkit.bench.samples import save_samples
 from distillkit.bench.timing import Opened, measure_opened
 from distillkit.data.batching import Encoded
 from distillkit.errors import MissingError
@@ -110,7 +111,7 @@ def bench(
     load_before = os.getloadavg()
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        _save_samples(samples, Path(scratch))
+        save_samples(samples, Path(scratch))
         for variant in variants:
             between()
             bare = Measurement(variant.name, variant.role, variant.backend, provider, threads=threads)
@@ -270,11 +271,3 @@ def _provider(settings: BenchSettings) -> Literal["cpu", "cuda"]:
 def _limit(settings: BenchSettings) -> float:
     cells = len(settings.batch) * len(settings.length)
     return _START_UP + cells * (settings.seconds + _SLACK)
-
-
-def _save_samples(samples: Encoded, folder: Path) -> None:
-    for name in ("tokens", "types", "offsets"):
-        np.save(folder / f"{name}.npy", np.asarray(vars(samples)[name]), allow_pickle=False)
-    if samples.scoring.by_token:
-        np.save(folder / "labels.npy", np.asarray(samples.labels), allow_pickle=False)
-    (folder / "samples.json").write_text(json.dumps({"pad_id": samples.pad_id}))

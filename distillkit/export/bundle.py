@@ -31,13 +31,7 @@ def export(
     does not.
     """
     max_length = student.spec.max_length
-    facts = {
-        "kind": labels.kind,
-        "labels": json.dumps(labels.names, ensure_ascii=False),
-        "max_length": str(max_length),
-        "distillkit": metadata.version("distillkit") if _installed() else "source",
-    }
-    inputs = write_onnx(student, folder / MODEL, opset=settings.opset, metadata=facts)
+    inputs = write_onnx(student, folder / MODEL, opset=settings.opset, metadata=facts(student, labels))
     tokenizer.save_pretrained(folder)
     names = {"kind": labels.kind, "id2label": dict(enumerate(labels.names))}
     tokens = {"pad_token_id": tokenizer.pad_token_id, "mask_token": tokenizer.mask_token}
@@ -50,6 +44,16 @@ def export(
     )
     (folder / "parity.json").write_text(json.dumps(asdict(parity), indent=1))
     return parity
+
+
+def facts(student: Student, labels: Labels) -> dict[str, str]:
+    """What an .onnx file says of itself."""
+    return {
+        "kind": labels.kind,
+        "labels": json.dumps(labels.names, ensure_ascii=False),
+        "max_length": str(student.spec.max_length),
+        "distillkit": metadata.version("distillkit") if _installed() else "source",
+    }
 
 
 def _installed() -> bool:

@@ -1,4 +1,6 @@
-"""A student as one ONNX file with dynamic batch and length (torch's dynamo exporter)."""
+"""A student as one ONNX file with dynamic batch and length (torch's dynamo exporter), or as one for each of
+its parts.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,16 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from distillkit.errors import ExportError
 from distillkit.export.check import check_model
 from distillkit.model import Student
+from distillkit.segments import HANDED, STATES
 
 OUTPUT = "logits"
 _EXAMPLE = (2, 7)  # neither 0 nor 1, and unequal: the exporter takes 0 and 1 for constants
@@ -28,17 +32,62 @@ def write_onnx(student: Student, path: Path, *, opset: int, metadata: Mapping[st
     """
     module = copy.deepcopy(student).eval().cpu().exportable()
     names = tuple(module.input_names)  # type: ignore[arg-type]
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
-    example = {name: torch.ones(_EXAMPLE, dtype=torch.int64) for name in names}
+    example = {name: _tokens() for name in names}
+    _write(module, path, example, [OUTPUT], opset=opset, metadata=metadata)
+    return names
+
+
+def write_segments(student: Student, folder: Path, *, opset: int, metadata: Mapping[str, str]) -> list[Path]:
+    """Write `0.onnx`, `1.onnx`, ... for the parts of a student that may answer early, each with output
+    `logits` and, but for the last, `handed` `[batch, length, width]`, which the next one takes as `states`.
+    Errors as in `write_onnx`.
+    """
+    parts = copy.deepcopy(student).eval().cpu().segments()
+    paths = [folder / f"{number}.onnx" for number in range(len(parts))]
+    states = torch.ones(*_EXAMPLE, student.spec.hidden_dim)
+    for number, (part, path) in enumerate(zip(parts, paths, strict=True), start=1):
+        names: tuple[str, ...] = tuple(part.input_names)  # type: ignore[arg-type]
+        # a tensor of each input's own: what is one object here is taken for one input
+        example = {name: states if name == STATES else _tokens() for name in names}
+        outputs = [OUTPUT, HANDED] if number < len(parts) else [OUTPUT]
+        longest = student.spec.max_length
+        _write(part, path, example, outputs, opset=opset, metadata=metadata, longest=longest)
+    return paths
+
+
+def _tokens() -> torch.Tensor:
+    return torch.ones(_EXAMPLE, dtype=torch.int64)
+
+
+def _write(
+    module: torch.nn.Module,
+    path: Path,
+    example: Mapping[str, torch.Tensor],
+    outputs: Sequence[str],
+    *,
+    opset: int,
+    metadata: Mapping[str, str],
+    longest: int | None = None,
+) -> None:
+    """longest: most tokens that a module with hooks takes. It is then traced here by running it, for which
+    the lengths that it takes must be known: torch's exporter falls back to reading the code, which drops
+    hooks.
+    """
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=longest)
+    shapes = {name: {0: batch, 1: length} for name in example}
     try:
         with _quiet():
+            model: Any = module
+            how: dict[str, Any] = {"kwargs": dict(example), "dynamic_shapes": shapes}
+            if longest is not None:
+                model = torch.export.export(module, (), dict(example), dynamic_shapes=shapes, strict=False)
+                how = {}
             program = torch.onnx.export(
-                module,
-                kwargs=example,
+                model,
+                **how,
                 dynamo=True,
-                input_names=list(names),
-                output_names=[OUTPUT],
-                dynamic_shapes={name: {0: batch, 1: length} for name in names},
+                input_names=list(example),
+                output_names=list(outputs),
                 opset_version=opset,
                 external_data=False,
                 verbose=False,
@@ -53,7 +102,6 @@ def write_onnx(student: Student, path: Path, *, opset: int, metadata: Mapping[st
             hint="export: PyTorch's message above names the operator",
         ) from error
     check_model(path)
-    return names
 
 
 @contextlib.contextmanager

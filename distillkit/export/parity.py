@@ -4,7 +4,7 @@ exports.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,10 @@ class Parity:
     same_predictions: float
 
 
+Pairs = Iterable[tuple[str, NDArray[np.float32], NDArray[np.float32]]]
+"""(where, what PyTorch answers, what the artifact answers), logits `[N, V]`."""
+
+
 def compare(
     student: Student, session: Any, samples: Encoded, *, rows: int, tolerance: float, max_length: int
 ) -> Parity:
@@ -47,19 +51,29 @@ def compare(
     ExportError (10) past the tolerance or where a prediction differs.
     """
     student = student.eval().cpu()
+    return compared(
+        (
+            (f"shape {name}", _torch_logits(student, batch), run(session, batch))
+            for name, batch in batches(samples, rows, max_length)
+        ),
+        tolerance,
+    )
+
+
+def compared(pairs: Pairs, tolerance: float) -> Parity:
+    """What `compare` finds, of answers from anywhere."""
     shapes: dict[str, float] = {}
-    total, numbers, same, compared = 0.0, 0, 0, 0
-    for name, batch in _batches(samples, rows, max_length):
-        expected, got = _torch_logits(student, batch), run(session, batch)
+    total, numbers, same, count = 0.0, 0, 0, 0
+    for where, expected, got in pairs:
         if got.shape != expected.shape:
             raise ExportError(
-                f"shape {name}: the artifact gives {list(got.shape)}, PyTorch {list(expected.shape)}",
+                f"{where}: the artifact gives {list(got.shape)}, PyTorch {list(expected.shape)}",
                 where="export",
             )
         difference = np.abs(expected - got)
         if not np.isfinite(difference).all() or difference.max() > tolerance:
             raise ExportError(
-                f"shape {name}: the artifact differs from PyTorch by {difference.max():.3g}, more than "
+                f"{where}: the artifact differs from PyTorch by {difference.max():.3g}, more than "
                 f"{tolerance:.3g}",
                 where="export",
                 hint="export.tolerance is the gate; look at the exporter's warnings first",
@@ -67,13 +81,14 @@ def compare(
         agree = _same_answer(expected, got)
         if not agree.all():
             raise ExportError(
-                f"shape {name}: {int((~agree).sum())} of {len(agree)} predictions differ from PyTorch",
+                f"{where}: {int((~agree).sum())} of {len(agree)} predictions differ from PyTorch",
                 where="export",
             )
+        name = where.removeprefix("shape ")
         shapes[name] = max(shapes.get(name, 0.0), float(difference.max()))
         total, numbers = total + float(difference.sum(dtype=np.float64)), numbers + difference.size
-        same, compared = same + int(agree.sum()), compared + len(agree)
-    return Parity(tolerance, compared, shapes, max(shapes.values()), total / numbers, same / compared)
+        same, count = same + int(agree.sum()), count + len(agree)
+    return Parity(tolerance, count, shapes, max(shapes.values()), total / numbers, same / count)
 
 
 def run(session: Any, batch: Batch) -> NDArray[np.float32]:
@@ -96,7 +111,8 @@ def _torch_logits(student: Student, batch: Batch) -> NDArray[np.float32]:
     return logits
 
 
-def _batches(samples: Encoded, rows: int, max_length: int) -> Iterator[tuple[str, Batch]]:
+def batches(samples: Encoded, rows: int, max_length: int) -> Iterator[tuple[str, Batch]]:
+    """Real rows, and the shapes that break exports, by name."""
     chosen = np.linspace(0, len(samples) - 1, num=min(rows, len(samples))).astype(np.int64)
     for part in sequential_batches(samples.lengths[chosen], tokens=_ROWS_PER_BATCH_TOKENS):
         yield "real rows", collate(samples, chosen[part])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -148,6 +149,36 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Leaving:
+    """One rule by which examples leave a model with exits, measured on the artifact. shares: of the rows, by
+    the exit at which they leave; difference: to the model's own last answer on the same rows; ece: expected
+    calibration error, None where answers are numbers; ms: milliseconds a row, by batch size; speedup: over
+    the whole model in one piece.
+    """
+
+    rule: str
+    chosen: bool
+    depth: float
+    shares: tuple[float, ...]
+    metrics: dict[str, Measured]
+    difference: dict[str, Measured]
+    ece: float | None
+    ms: dict[int, float]
+    speedup: dict[int, float]
+
+
+@dataclass(frozen=True)
+class ExitFacts:
+    """A student's exits. depths: blocks before each, the whole depth last; status is "ok" or says what went
+    wrong.
+    """
+
+    depths: tuple[int, ...]
+    rules: tuple[Leaving, ...]
+    status: str = "ok"
+
+
+@dataclass(frozen=True)
 class RunFacts:
     """What one run asked for and what came out."""
 
@@ -173,6 +204,7 @@ class RunFacts:
     """Loss name -> what it is, in words (`0.7 x logits, temperature 4`)."""
     curves: tuple[Curve, ...] = ()
     bench: tuple[BenchRow, ...] = ()
+    exits: ExitFacts | None = None
     parity: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
@@ -187,6 +219,7 @@ class RunFacts:
 
 _ADAPTER = TypeAdapter(RunFacts)
 _BENCH = TypeAdapter(tuple[BenchRow, ...])
+_EXITS = TypeAdapter(ExitFacts)
 
 
 def save_facts(facts: RunFacts, path: Path) -> None:
@@ -217,8 +250,24 @@ def load_bench(path: Path) -> tuple[BenchRow, ...]:
     """
     if not path.exists():
         return ()
-    try:
+    with _measurements(path):
         return _BENCH.validate_python(json.loads(path.read_bytes())["measurements"])
+
+
+def load_exits(path: Path) -> ExitFacts | None:
+    """What bench/exits.json holds; None where a student has none. Raises IntegrityError (8) where it is
+    damaged.
+    """
+    if not path.exists():
+        return None
+    with _measurements(path):
+        return _EXITS.validate_python(json.loads(path.read_bytes()))
+
+
+@contextmanager
+def _measurements(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError(
             f"not the measurements of a run: {error}",

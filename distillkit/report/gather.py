@@ -80,7 +80,7 @@ class Judged:
         classes = labels.kind in ("classification", "token_classification")
         return ModelFacts(
             source=source,
-            sizes=asdict(spec),
+            sizes={name: value for name, value in asdict(spec).items() if isinstance(value, int)},
             parameters=parameters,
             metrics=evaluate.score(labels, gold, logits, seed=self.seed),
             per_class=evaluate.per_class(labels, gold, logits) if classes else (),

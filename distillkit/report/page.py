@@ -146,6 +146,8 @@ def _figures(facts: RunFacts) -> dict[str, Any]:
     figures["calibration"] = plots.reliability(teacher, student) if teacher and student else ""
     rows, pair = _measured_rows(facts), summary.reference_pair(facts)
     figures["latency"] = plots.latency(rows) if rows else ""
+    shown = facts.exits is not None and facts.exits.rules
+    figures["leaving"] = plots.leaving(facts.exits, facts.task.metric) if shown and facts.exits else ""
     scored = [row for row in rows if facts.task.metric in row.metrics]
     figures["trade_off"] = ""
     if pair is not None and scored:

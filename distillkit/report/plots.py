@@ -32,7 +32,7 @@ from matplotlib.ticker import (
 from distillkit.metrics import Calibration, Measured
 from distillkit.report import text
 from distillkit.report.curves import thin
-from distillkit.report.facts import BenchRow, Curve, Point
+from distillkit.report.facts import BenchRow, Curve, ExitFacts, Point
 from distillkit.report.summary import same_row
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -190,6 +190,29 @@ def trade_off(rows: Sequence[BenchRow], metric: str, batch: int, length: int) ->
         axes.set(xlabel=f"p50 latency in ms, batch {batch}, length {length}", ylabel=text.metric(metric))
 
     return _svg("Size, latency and quality", (6.2, 3.8), draw)
+
+
+def leaving(exits: ExitFacts, metric: str) -> Markup:
+    """Quality against the blocks that an example goes through on the average, one dot a rule with its
+    interval; the rule that the artifact comes with is ringed.
+    """
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for rule in exits.rules:
+            measured = rule.metrics[metric]
+            axes.plot(
+                [rule.depth] * 2, [measured.low, measured.high], color=STUDENT, linewidth=1.0, alpha=0.4
+            )
+            axes.plot([rule.depth], [measured.value], "o", color=STUDENT, markersize=5)
+            if rule.chosen:
+                axes.plot([rule.depth], [measured.value], "o", color=_INK, markersize=11, fillstyle="none")
+        axes.set(
+            xlabel="blocks on the average", ylabel=text.metric(metric), xlim=(0, exits.depths[-1] * 1.05)
+        )
+        axes.margins(y=0.15)
+
+    return _svg("Quality and depth when leaving early", (6.2, 3.2), draw)
 
 
 def latency(rows: Sequence[BenchRow]) -> Markup:

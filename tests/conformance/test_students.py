@@ -21,6 +21,7 @@ from distillkit.export.parity import exact_batch, run
 from distillkit.export.session import open_session
 from distillkit.model import FixedTeacher, Material, Student, StudentSource
 from distillkit.settings import Initialise, Labels
+from distillkit.students.transformer import Transformer
 from distillkit.types import Access, Batch, Want
 
 FROM_TEACHER = Initialise.model_validate({"from": "teacher"})
@@ -37,6 +38,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "cnn": ("cnn", {"layers": 2, "width": 8, "kernels": (2, 3, 5)}),
     "static": ("static", {"width": 6, "hidden": 5}),
+    "exits": ("exits", {"of": Transformer(layers=3, width=8, heads=2), "at": [1, 2]}),
 }
 """Small settings for what is built in, and a second transformer; another student is made with its
 defaults.
@@ -104,7 +106,8 @@ def test_states_have_the_depth_and_width_that_the_spec_says(case: Case) -> None:
 
 def test_gradient_reaches_every_parameter(case: Case) -> None:
     case.student.zero_grad()
-    case.student.outputs(case.batch, want=Want()).logits.square().sum().backward()
+    said = case.student.outputs(case.batch, want=Want(exits=True))
+    torch.stack([one.logits.square().sum() for one in (said, *said.exits[:-1])]).sum().backward()
     missed = [name for name, parameter in case.student.named_parameters() if parameter.grad is None]
     assert missed == []
 

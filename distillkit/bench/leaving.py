@@ -1,0 +1,191 @@
+"""What leaving early keeps and saves: every rule of an artifact with exits, on real rows.
+
+The parts answer every row once, so that quality and depth of each rule follow exactly; then the rules take
+turns in walking real rows, beside the whole model. `python -m distillkit.bench.leaving request.json
+result.json` is the process that does both; `measure_exits` asks it and adds what the rows' labels say.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillkit import evaluate
+from distillkit.bench.measure import physical_cores, run_child
+from distillkit.bench.samples import load_samples, save_samples
+from distillkit.data.batching import Encoded, collate, sequential_batches
+from distillkit.early_exit import (
+    FACTS,
+    Rule,
+    answered,
+    mean_depth,
+    read_rule,
+    simulate,
+)
+from distillkit.errors import DistillkitError
+from distillkit.export.bundle import MODEL
+from distillkit.export.early_exit import EarlyExit
+from distillkit.export.session import open_session
+from distillkit.metrics import Measured
+from distillkit.settings import BenchSettings, Labels
+
+RESULT = "exits.json"
+"""In the bench's folder: one entry for each rule, in the form that the report reads (facts.ExitFacts)."""
+_TIMED_ROWS = 128
+"""Rows that every rule walks in each round, the first of them: a deployed model meets lengths as they come.
+"""
+_ROUNDS = 5
+_LIMIT = 1200.0
+_TOKENS = 2048
+_WHOLE = "whole"
+
+Array = NDArray[Any]
+
+
+def measure_exits(
+    artifact: Path,
+    settings: BenchSettings,
+    samples: Encoded,
+    labels: Labels,
+    folder: Path,
+    scratch: Path,
+    *,
+    seed: int,
+    command: Sequence[str],
+    between: Callable[[], None] = lambda: None,
+) -> str:
+    """Write folder/exits.json; returns what went wrong, or "". Measured on the CPU."""
+    save_samples(samples, scratch)
+    facts = json.loads((artifact / FACTS).read_text())
+    request = {
+        "folder": str(artifact.absolute()),
+        "samples": str(scratch),
+        "batch": settings.batch,
+        "threads": settings.threads or physical_cores(),
+    }
+    result, reason = run_child(command, request, scratch, limit=_LIMIT, between=between)
+    content: dict[str, Any] = {"depths": facts["depths"], "status": reason or "ok", "rules": []}
+    if result is not None:
+        said_EnV = np.load(scratch / "said.npy", allow_pickle=False)
+        chosen = read_rule(facts["rule"])
+        content["rules"] = [
+            {
+                "rule": rule.words,
+                "chosen": rule == chosen,
+                "ms": ms,
+                "speedup": {size: result[_WHOLE][size] / value for size, value in ms.items()},
+                **_judged(rule, said_EnV, facts["depths"], samples, labels, seed=seed),
+            }
+            for rule, ms in zip(map(read_rule, facts["rules"]), result["rules"], strict=True)
+        ]
+    (folder / RESULT).write_text(json.dumps(content, indent=1))
+    return reason
+
+
+def _judged(
+    rule: Rule, said_EnV: Array, depths: Sequence[int], samples: Encoded, labels: Labels, *, seed: int
+) -> dict[str, Any]:
+    """What a rule makes of the rows: depth, shares by exit, quality, and what it costs of that."""
+    gold = samples.gold
+    assert gold is not None
+    exits = simulate(said_EnV, rule)
+    answers = answered(said_EnV, exits)
+    calibration = evaluate.calibration(labels, gold, answers)
+    lost = evaluate.compare_scores(labels, gold, answers, said_EnV[-1], seed=seed)
+    return {
+        "depth": mean_depth(exits, depths),
+        "shares": (np.bincount(exits, minlength=len(depths)) / len(exits)).tolist(),
+        "metrics": _plain(evaluate.score(labels, gold, answers, seed=seed)),
+        "difference": _plain(lost),
+        "ece": None if calibration is None else calibration.ece,
+    }
+
+
+def _plain(measured: Mapping[str, Measured]) -> dict[str, Any]:
+    return {name: asdict(value) for name, value in measured.items()}
+
+
+def main(arguments: list[str]) -> int:
+    """Read the request, measure, write the result (or the error, in words)."""
+    request, target = json.loads(Path(arguments[0]).read_text()), Path(arguments[1])
+    try:
+        result = measure(request)
+    except DistillkitError as error:
+        target.write_text(json.dumps({"error": error.problem}))
+        return error.exit_code
+    target.write_text(json.dumps(result))
+    return 0
+
+
+def measure(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Milliseconds a row, by batch size: of the whole model, and of each rule in the artifact's order."""
+    folder, scratch = Path(request["folder"]), Path(request["samples"])
+    opened = EarlyExit.open(folder, threads=request["threads"])
+    whole = open_session(folder / MODEL, provider="cpu", threads=request["threads"])
+    samples = load_samples(scratch)
+    np.save(scratch / "said.npy", every_answer(opened, samples), allow_pickle=False)
+    names = [entry.name for entry in whole.get_inputs()]
+    walks: list[Callable[[Mapping[str, Array]], Any]] = [
+        lambda inputs: whole.run(None, {name: inputs[name] for name in names})
+    ]
+    for rule in map(read_rule, json.loads((folder / FACTS).read_text())["rules"]):
+        walks.append(lambda inputs, rule=rule: opened.run(inputs, rule))  # type: ignore[misc]
+    timed: list[dict[str, float]] = [{} for _ in walks]
+    for size in request["batch"]:
+        batches = _in_order(samples, size)
+        rows = sum(len(batch["attention_mask"]) for batch in batches)
+        rounds = np.array([[_seconds(walk, batches) for walk in walks] for _ in range(_ROUNDS + 1)])[1:]
+        for told, seconds in zip(timed, np.median(rounds, axis=0), strict=True):
+            told[str(size)] = float(seconds) * 1000 / rows
+    return {_WHOLE: timed[0], "rules": timed[1:]}
+
+
+def every_answer(opened: EarlyExit, samples: Encoded) -> Array:
+    """`[E, n, V]`: what every exit of the artifact says of every row; nothing leaves."""
+    made: list[Array] = []
+    order: list[NDArray[np.int64]] = []
+    for rows in sequential_batches(samples.lengths, tokens=_TOKENS):
+        inputs: dict[str, Array] = _inputs(samples, rows)
+        said = []
+        for part in opened.parts:
+            logits, *handed = part(inputs)
+            said.append(logits)
+            inputs = {
+                "attention_mask": inputs["attention_mask"],
+                **dict(zip(["states"], handed, strict=False)),
+            }
+        made.append(np.stack(said))
+        order.append(rows)
+    said_EnV = np.concatenate(made, axis=1)
+    answers: Array = np.empty_like(said_EnV)
+    answers[:, np.concatenate(order)] = said_EnV
+    return answers
+
+
+def _in_order(samples: Encoded, size: int) -> list[dict[str, Array]]:
+    count = min(_TIMED_ROWS, len(samples))
+    starts = range(0, count, size)
+    return [_inputs(samples, np.arange(start, min(start + size, count))) for start in starts]
+
+
+def _inputs(samples: Encoded, rows: NDArray[np.int64]) -> dict[str, Array]:
+    return {name: value.numpy() for name, value in collate(samples, rows).inputs.items()}
+
+
+def _seconds(walk: Callable[[Mapping[str, Array]], Any], batches: Sequence[Mapping[str, Array]]) -> float:
+    start = time.perf_counter()
+    for batch in batches:
+        walk(batch)
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,43 @@
+"""Rows on their way to a process that measures: tokens, and which of them are answered; no text and no label
+of a row.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from distillkit.data.batching import Encoded
+from distillkit.data.scoring import LabelledTokens, WholeExamples
+
+
+def save_samples(samples: Encoded, folder: Path) -> None:
+    """Write what `load_samples` reads."""
+    for name in ("tokens", "types", "offsets"):
+        np.save(folder / f"{name}.npy", np.asarray(vars(samples)[name]), allow_pickle=False)
+    if samples.scoring.by_token:
+        np.save(folder / "labels.npy", np.asarray(samples.labels), allow_pickle=False)
+    (folder / "samples.json").write_text(json.dumps({"pad_id": samples.pad_id}))
+
+
+def load_samples(folder: Path) -> Encoded:
+    """The rows that `save_samples` wrote, without texts and labels of rows."""
+    arrays = {
+        name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("tokens", "types", "offsets")
+    }
+    labels = folder / "labels.npy"  # there where tokens are answered, and says which
+    by_token = labels.is_file()
+    rows = len(arrays["offsets"]) - 1
+    return Encoded(
+        **arrays,
+        labels=np.load(labels, allow_pickle=False) if by_token else None,
+        ids=np.arange(rows),
+        texts=((),) * rows,
+        pad_id=json.loads((folder / "samples.json").read_text())["pad_id"],
+        truncated=0,
+        unknown=0,
+        digest="",
+        scoring=LabelledTokens() if by_token else WholeExamples(),
+    )
