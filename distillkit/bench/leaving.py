@@ -39,10 +39,10 @@ from distillkit.settings import BenchSettings, Labels
 
 RESULT = "exits.json"
 """In the bench's folder: one entry for each rule, in the form that the report reads (facts.ExitFacts)."""
-_TIMED_ROWS = 128
+_TIMED_ROWS = 96
 """Rows that every rule walks in each round, the first of them: a deployed model meets lengths as they come.
 """
-_ROUNDS = 5
+_ROUNDS = 3
 _LIMIT = 1200.0
 _TOKENS = 2048
 _WHOLE = "whole"
