@@ -186,7 +186,13 @@ def config(task: str, regime: str, seed: int) -> dict[str, Any]:
             "keep": "last",
             "save_every": 10_000,
         },
-        "bench": {"batch": list(WATCHED), "length": [32], "iterations": 50, "seconds": 0.5, "provider": "cpu"},
+        "bench": {
+            "batch": list(WATCHED),
+            "length": [32],
+            "iterations": 50,
+            "seconds": 0.5,
+            "provider": "cpu",
+        },
     }
 
 
