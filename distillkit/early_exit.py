@@ -90,7 +90,7 @@ class Patience(Rule):
     @property
     def words(self) -> str:
         within = f", within {self.tolerance:g}" if self.tolerance else ""
-        return f"the same answer {self.times + 1} times in a row{within}"
+        return f"{self.times + 1} times the same answer{within}"
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Budget(Rule):
 
     @property
     def words(self) -> str:
-        return f"{self.depth:g} blocks on the average"
+        return f"{self.depth:g} blocks on average, fitted"
 
     @classmethod
     def fit(cls, said_EnV: Array, depths: Sequence[int], depth: float) -> Budget:
