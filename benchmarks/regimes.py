@@ -306,7 +306,7 @@ def early(found: Found) -> list[str]:
             f"| {task} | {seed} | {chosen['rule']} | {chosen['depth']:.2f} | {chosen['metrics']:.4f} | "
             f"{never['metrics']:.4f} | {shown} |"
         )
-    if len(lost) > 1:
+    if len(lost) > 2:
         low, high = interval(np.asarray(lost))
         means = ", ".join(
             f"{mean:.2f} at {size}" for mean, size in zip(np.mean(faster, axis=0), WATCHED, strict=True)
@@ -357,7 +357,8 @@ def main() -> None:
         "# Regimes",
         f"{len(found)} of {len(wanted)} cells, {minutes:.0f} minutes of training; accuracy on test rows, "
         f"mean and deviation over seeds {given.seeds}. SST-2: {SUBSET:,} of its training rows. Every "
-        "student has three blocks of width 384, so that size and latency are those of results/minilm.md.",
+        "student of a regime has three blocks of width 384, so that size and latency are those of "
+        "results/minilm.md.",
         "",
         *table(found, given.tasks),
         "",

@@ -173,6 +173,22 @@ def mean_depth(exits: Array, depths: Sequence[int]) -> float:
     return float(np.asarray(depths)[exits].mean())
 
 
+def every_exit(parts: Sequence[Part], inputs: Mapping[str, Array]) -> list[Array]:
+    """What each part says of a batch that nothing leaves: logits `[B, V]`, the shallowest first."""
+    said = []
+    for part in parts:
+        logits, *handed = part(inputs)
+        said.append(logits)
+        if handed:
+            inputs = {**inputs, "states": handed[0]}
+    return said
+
+
+def by_exit(flat_nEV: Array, exits: int) -> Array:
+    """`[E, n, V]` of rows that hold what every exit says side by side, `[n, E V]`."""
+    return flat_nEV.reshape(len(flat_nEV), exits, -1).transpose(1, 0, 2)
+
+
 def walk(parts: Sequence[Part], inputs: Mapping[str, Array], rule: Rule) -> Walked:
     """Run the parts one after the other; who leaves is taken out of the batch, and columns that are then
     padding alone are cut off.

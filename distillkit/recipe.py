@@ -23,7 +23,7 @@ from distillkit import document
 from distillkit.document import Keys
 from distillkit.errors import ConfigError, DistillkitError, ErrorGroup, SecurityError
 from distillkit.registry import did_you_mean
-from distillkit.settings import AT_EXITS, Phase, RunConfig
+from distillkit.settings import Phase, RunConfig, place_of
 
 Components = Callable[[Collection[str]], type[RunConfig]]
 """The names that a recipe uses -> RunConfig with the settings of every registered component."""
@@ -357,8 +357,7 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[Keys, str, str]]:
         for key, problem, hint in _extra_rows(config, phase):
             yield (*at, key), f"{_dotted(at)}.{problem}", hint
         for name, loss in phase.terms.items():
-            of_exits = ("exits",) if name.endswith(AT_EXITS) else ()
-            here: Keys = (*at, *of_exits, "losses", name.removesuffix(AT_EXITS))
+            here: Keys = (*at, *place_of(name))
             if task.kind not in loss.kinds:
                 problem = (
                     f"{_dotted(here)}: {loss.use} is for {' or '.join(loss.kinds)}, task.kind: {task.kind}"

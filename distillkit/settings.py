@@ -382,6 +382,12 @@ AT_EXITS = " at exits"
 """How the name of a loss at the exits ends where it is reported."""
 
 
+def place_of(term: str) -> tuple[str, ...]:
+    """The keys of a loss in its phase, by the name that it is reported by."""
+    name = term.removesuffix(AT_EXITS)
+    return ("losses", name) if name == term else ("exits", "losses", name)
+
+
 class ExitSettings(Section):
     """What every exit of a student learns (`student: {use: exits}`)."""
 

@@ -15,7 +15,7 @@ from distillkit.interchange import Interchange
 from distillkit.losses.at_exits import AtExits
 from distillkit.losses.base import TEACHER, LossStack
 from distillkit.model import LearningTeacherSource, StudentSource, TeacherSource, TrainableTeacherSource
-from distillkit.settings import AT_EXITS, Labels, RunConfig
+from distillkit.settings import Labels, RunConfig, place_of
 from distillkit.teachers.answers import WHERE, Packing
 from distillkit.types import Access, Spec
 
@@ -165,8 +165,7 @@ def _check_cached(stack: LossStack, teacher: TeacherSource) -> None:
 
 def _place(config: RunConfig, index: int, loss: str) -> str:
     """The path of a loss in the recipe."""
-    at = f"{_phase(config, index)}.exits" if loss.endswith(AT_EXITS) else _phase(config, index)
-    return f"{at}.losses.{loss.removesuffix(AT_EXITS)}"
+    return ".".join((_phase(config, index), *place_of(loss)))
 
 
 def _phase(config: RunConfig, index: int) -> str:

@@ -60,7 +60,7 @@ def measured_here(monkeypatch: pytest.MonkeyPatch) -> None:
     ) -> tuple[dict[str, Any] | None, str]:
         ask, answer = scratch / "request.json", scratch / "result.json"
         ask.write_text(json.dumps(request))
-        assert child.main([str(ask), str(answer)]) == 0
+        assert child.serve(child.measure, [str(ask), str(answer)]) == 0
         return json.loads(answer.read_text()), ""
 
     monkeypatch.setattr(measure, "run_child", run_here)

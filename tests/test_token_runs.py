@@ -71,7 +71,7 @@ def measured_here(monkeypatch: pytest.MonkeyPatch) -> None:
     def run_here(_: Any, request: dict[str, Any], scratch: Path, **__: Any) -> tuple[dict[str, Any], str]:
         ask, answer = scratch / "request.json", scratch / "result.json"
         ask.write_text(json.dumps(request))
-        assert child.main([str(ask), str(answer)]) == 0, answer.read_text()
+        assert child.serve(child.measure, [str(ask), str(answer)]) == 0, answer.read_text()
         return json.loads(answer.read_text()), ""
 
     monkeypatch.setattr(measure, "run_child", run_here)

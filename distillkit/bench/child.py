@@ -29,10 +29,9 @@ from distillkit.flops import flops_per_example
 from distillkit.types import Batch, Want
 
 
-def main(arguments: list[str]) -> int:
-    """Read the request, measure, write the result (or the error, in words)."""
-    request = json.loads(Path(arguments[0]).read_text())
-    target = Path(arguments[1])
+def serve(measure: Callable[[Mapping[str, Any]], dict[str, Any]], arguments: list[str]) -> int:
+    """Read the request, measure, write the result (or the error, in words); the exit code."""
+    request, target = json.loads(Path(arguments[0]).read_text()), Path(arguments[1])
     try:
         result = measure(request)
     except DistillkitError as error:
@@ -111,4 +110,4 @@ def peak_resident_bytes() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(serve(measure, sys.argv[1:]))

@@ -19,23 +19,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillkit import evaluate
+from distillkit.answers import logits
+from distillkit.bench.child import serve
 from distillkit.bench.measure import physical_cores, run_child
 from distillkit.bench.samples import load_samples, save_samples
-from distillkit.data.batching import Encoded, collate, sequential_batches
+from distillkit.bench.timing import predict
+from distillkit.data.batching import Encoded, collate
 from distillkit.early_exit import (
     FACTS,
     Rule,
     answered,
+    by_exit,
+    every_exit,
     mean_depth,
     read_rule,
     simulate,
 )
-from distillkit.errors import DistillkitError
 from distillkit.export.bundle import MODEL
 from distillkit.export.early_exit import EarlyExit
 from distillkit.export.session import open_session
 from distillkit.metrics import Measured
 from distillkit.settings import BenchSettings, Labels
+from distillkit.types import Batch
 
 RESULT = "exits.json"
 """In the bench's folder: one entry for each rule, in the form that the report reads (facts.ExitFacts)."""
@@ -44,7 +49,6 @@ _TIMED_ROWS = 96
 """
 _ROUNDS = 3
 _LIMIT = 1200.0
-_TOKENS = 2048
 _WHOLE = "whole"
 
 Array = NDArray[Any]
@@ -113,18 +117,6 @@ def _plain(measured: Mapping[str, Measured]) -> dict[str, Any]:
     return {name: asdict(value) for name, value in measured.items()}
 
 
-def main(arguments: list[str]) -> int:
-    """Read the request, measure, write the result (or the error, in words)."""
-    request, target = json.loads(Path(arguments[0]).read_text()), Path(arguments[1])
-    try:
-        result = measure(request)
-    except DistillkitError as error:
-        target.write_text(json.dumps({"error": error.problem}))
-        return error.exit_code
-    target.write_text(json.dumps(result))
-    return 0
-
-
 def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     """Milliseconds a row, by batch size: of the whole model, and of each rule in the artifact's order."""
     folder, scratch = Path(request["folder"]), Path(request["samples"])
@@ -150,24 +142,13 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def every_answer(opened: EarlyExit, samples: Encoded) -> Array:
     """`[E, n, V]`: what every exit of the artifact says of every row; nothing leaves."""
-    made: list[Array] = []
-    order: list[NDArray[np.int64]] = []
-    for rows in sequential_batches(samples.lengths, tokens=_TOKENS):
-        inputs: dict[str, Array] = _inputs(samples, rows)
-        said = []
-        for part in opened.parts:
-            logits, *handed = part(inputs)
-            said.append(logits)
-            inputs = {
-                "attention_mask": inputs["attention_mask"],
-                **dict(zip(["states"], handed, strict=False)),
-            }
-        made.append(np.stack(said))
-        order.append(rows)
-    said_EnV = np.concatenate(made, axis=1)
-    answers: Array = np.empty_like(said_EnV)
-    answers[:, np.concatenate(order)] = said_EnV
-    return answers
+
+    def forward(batch: Batch) -> NDArray[np.float32]:
+        inputs = {name: value.numpy() for name, value in batch.inputs.items()}
+        side_by_side: NDArray[np.float32] = np.concatenate(every_exit(opened.parts, inputs), axis=1)
+        return side_by_side
+
+    return by_exit(predict(forward, samples, logits), len(opened.parts))
 
 
 def _in_order(samples: Encoded, size: int) -> list[dict[str, Array]]:
@@ -188,4 +169,4 @@ def _seconds(walk: Callable[[Mapping[str, Array]], Any], batches: Sequence[Mappi
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(serve(measure, sys.argv[1:]))

@@ -24,6 +24,8 @@ from distillkit.early_exit import (
     Patience,
     Rule,
     answered,
+    by_exit,
+    every_exit,
     mean_depth,
     simulate,
     write_rule,
@@ -93,8 +95,7 @@ def exit_logits(student: Student, samples: Encoded) -> Array:
 
     with torch.inference_mode():
         flat = evaluate.predict(outputs, samples, device=torch.device("cpu"))
-    exits = len(student.spec.exits) + 1
-    return flat.reshape(len(flat), exits, -1).transpose(1, 0, 2)
+    return by_exit(flat, len(student.spec.exits) + 1)
 
 
 def candidates(labels: Labels, said_EnV: Array, depths: Sequence[int]) -> tuple[Rule, ...]:
@@ -140,9 +141,6 @@ def _pairs(
     for name, batch in batches(samples, rows, student.spec.max_length):
         with torch.inference_mode():
             expected = [one.logits.numpy() for one in student.outputs(batch, want=_WANT).exits]
-        inputs: dict[str, Array] = {key: value.numpy() for key, value in batch.inputs.items()}
-        for index, part in enumerate(opened.parts):
-            logits, *handed = part(inputs)
-            yield f"exit {index + 1}, shape {name}", expected[index], logits.astype(np.float32)
-            if handed:
-                inputs = {**inputs, "states": handed[0]}
+        inputs = {key: value.numpy() for key, value in batch.inputs.items()}
+        for index, got in enumerate(every_exit(opened.parts, inputs)):
+            yield f"exit {index + 1}, shape {name}", expected[index], got.astype(np.float32)

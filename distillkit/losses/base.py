@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from distillkit.errors import ConfigError, DivergedError
-from distillkit.settings import Schedule
+from distillkit.settings import Schedule, place_of
 from distillkit.types import IGNORED, Access, Batch, Reads, Spec, Step, Want
 
 TEACHER = "teacher"
@@ -173,7 +173,7 @@ class LossStack(nn.Module):
         A term counts as acting when its gradient is not zero, or when it is already at its optimum (value 0).
         """
         for name, loss in self.terms.items():
-            where = f"distill.losses.{name}"
+            where = ".".join(("distill", *place_of(name)))
             if loss.needs_labels and step.batch.labels is None:
                 raise ConfigError(
                     "this loss needs labels and the data has none",
