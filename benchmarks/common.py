@@ -8,10 +8,11 @@ import argparse
 import gzip
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,6 +24,7 @@ from distillkit import catalog, pipeline, recipe
 from distillkit.report.facts import RunFacts, load_facts
 from distillkit.rundir import environment
 
+Cell = TypeVar("Cell")
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DISTILLKIT_DATA", ROOT.parent / "shared" / "data"))
 RESULTS = ROOT / "benchmarks" / "results"
@@ -83,6 +85,26 @@ def take_up(name: str, path_of: Callable[[dict[str, Any]], Path]) -> None:
         path = path_of(told)
         if not path.exists():
             path.write_text(json.dumps(told))
+
+
+def measured(
+    wanted: Sequence[Cell],
+    path_of: Callable[[Cell], Path],
+    measure: Callable[[Cell], dict[str, Any]],
+    minutes: float,
+) -> dict[Cell, dict[str, Any]]:
+    """What a study's cells gave: those that are kept are read, the others made while there is time."""
+    begin, found = time.monotonic(), {}
+    for cell in wanted:
+        path = path_of(cell)
+        if not path.exists():
+            if time.monotonic() - begin > 60 * minutes:
+                continue
+            told = measure(cell)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(told))
+        found[cell] = json.loads(path.read_text())
+    return found
 
 
 def draw(name: str, drawn: Figure) -> None:

