@@ -155,9 +155,10 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what a run would do and cost, and refuse what cannot work, before anything is trained."""
+    loaded = _load(_path(config), [*(overrides or []), *(sets or [])], code or [])
     from distillkit import planning
 
-    made = planning.plan(_load(_path(config), [*(overrides or []), *(sets or [])], code or []))
+    made = planning.plan(loaded)
     if as_json:
         print(json.dumps(made.as_json(), indent=1))
     else:

@@ -1,6 +1,6 @@
 """run(config) -> RunDir: the stages in order, each skipped when its manifest is there.
 
-A stage is one function of a `Job` that writes one folder (distillkit/stages.py). Its digest covers the
+A stage is one function of a `Job` that writes one folder (distillkit/stages/). Its digest covers the
 settings and the content it depends on and the digests of the stages before it, so that a changed config
 reruns exactly the stages that the change touches. Objects passed from Python take the place of the components
 that the config names.

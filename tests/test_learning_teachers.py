@@ -21,7 +21,7 @@ from tinyrun import CONFIG, write_config, write_data
 from torch.nn import functional
 from training import StopAfter, digest, run, settings
 
-from distillkit import pipeline, stages
+from distillkit import pipeline
 from distillkit.errors import ConfigError, StoppedError
 from distillkit.losses.base import LossStack
 from distillkit.losses.gold import Gold
@@ -31,6 +31,7 @@ from distillkit.model import FixedTeacher, Teacher
 from distillkit.optim import lr_at
 from distillkit.peers import InTurn, Peers
 from distillkit.settings import OptimizerSettings
+from distillkit.stages import together
 from distillkit.teachers.itself import Average
 from distillkit.train import Distillation, Program
 from distillkit.types import Access, Batch, Want
@@ -263,7 +264,7 @@ def test_peers_learn_to_the_report_and_a_stopped_run_goes_on(here: Path) -> None
     told = {one["name"]: one["metrics"]["accuracy"]["value"] for one in facts["links"]}
     assert told[who["."]] == facts["student"]["metrics"]["accuracy"]["value"] == max(told.values())
     assert not (whole / "teacher").exists() and (whole / "export" / "model.onnx").exists()
-    real = stages._train
+    real = together.fit
 
     def stopping(job: Any, program: Any, feed: Any, how: Any, measure: Any) -> None:
         def stop() -> Any:
@@ -274,7 +275,7 @@ def test_peers_learn_to_the_report_and_a_stopped_run_goes_on(here: Path) -> None
 
     config = recipe(here, "cut", best)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(StoppedError):
-        patch.setattr(stages, "_train", stopping)
+        patch.setattr(together, "fit", stopping)
         pipeline.run(config, progress="quiet", until="student")
     cut = pipeline.run(config, progress="quiet", until="student").path
     for place in (".", "teacher", f"peers/{third}"):

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 from tinyrun import CONFIG, write_config, write_data
 
-from distillkit import pipeline, stages
+from distillkit import pipeline
 from distillkit.errors import ConfigError, StoppedError
 from distillkit.settings import CacheSettings
+from distillkit.stages import learning
 from distillkit.teachers import cached
 
 DISTILL = {**CONFIG["distill"], "epochs": 2}
@@ -51,7 +52,7 @@ def test_phases_learn_from_kept_answers_what_they_learn_from_a_teacher_that_answ
         return real(*arguments)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(StoppedError, match="recorded") as caught:
-        patch.setattr(stages, "record", stopped)
+        patch.setattr(learning, "record", stopped)
         run(here, both, "name=kept")
     assert caught.value.exit_code == 75
     folder = run(here, both, "name=kept")

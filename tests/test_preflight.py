@@ -29,6 +29,7 @@ from distillkit.progress import Progress
 from distillkit.rundir import RunDir
 from distillkit.settings import Labels
 from distillkit.signals import Signals
+from distillkit.stages import reporting
 from distillkit.students.pretrained import Pretrained
 from distillkit.train import take_step
 from distillkit.types import Batch
@@ -308,5 +309,5 @@ def test_a_run_says_its_warnings_and_keeps_them_for_the_report(
         job = pipeline.prepare(config, pipeline.Parts(), pipeline.Place(run, world, signals, progress))
         stages.check(job)
         assert "warning: student: it does not read which" in capsys.readouterr().err
-        (kept,) = stages._warnings(job)
+        (kept,) = reporting.warnings_of(job)
     assert kept.startswith("student: it does not read which of the two texts")

@@ -1,0 +1,151 @@
+"""The stages that make the artifact and measure it."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillkit.bench.leaving import measure_exits
+from distillkit.bench.measure import Backend, Role, Variant
+from distillkit.bench.measure import bench as measure_all
+from distillkit.bench.timing import Opened
+from distillkit.data.batching import Encoded
+from distillkit.data.tasks import text_columns
+from distillkit.early_exit import FACTS as EXITS
+from distillkit.encoder import Encoder
+from distillkit.export.bundle import export as export_student
+from distillkit.export.exits import export_exits
+from distillkit.flops import flops_per_example
+from distillkit.model import FixedTeacher, Student, Teacher
+from distillkit.stages.job import Job, Save
+from distillkit.types import Batch, Want
+
+
+def export(job: Job) -> Save:
+    """The student as a verified ONNX artifact."""
+    model = job.student_source.load(job.folder("student")).eval()
+    samples = job.samples(job.judged)
+    settings, labels = job.config.export, job.task.labels
+
+    def save(folder: Path) -> None:
+        parity = export_student(model, job.tokenizer, labels, samples, folder, settings)
+        job.progress.say(f"export: largest difference to PyTorch {parity.max_abs_difference:.2e}")
+        if model.spec.exits:
+            held_out = job.samples(job.task.validation)
+            parts = export_exits(model, labels, job.metric, held_out, folder, settings)
+            job.progress.say(
+                f"export: of its {len(model.spec.exits) + 1} parts {parts.max_abs_difference:.2e}"
+            )
+
+    return save
+
+
+def bench(job: Job) -> Save:
+    """Teacher and student in every runtime asked for: latency, memory, size, and quality of what really
+    runs.
+    """
+    samples = job.samples(job.judged)
+
+    def save(folder: Path) -> None:
+        roles: tuple[Role, ...] = ("teacher", "student")
+        variants = [
+            _variant(job, role, backend, folder, samples)
+            for role in roles
+            for backend in job.config.bench.backends
+        ]
+        command = [sys.executable, "-m", "distillkit.bench.child"]
+        measure_all(
+            variants,
+            job.config.bench,
+            samples,
+            job.task.labels,
+            folder,
+            seed=job.config.seed,
+            command=command,
+            between=between,
+        )
+        if (job.folder("export") / EXITS).is_file():
+            with tempfile.TemporaryDirectory() as scratch:
+                failed = measure_exits(
+                    job.folder("export"),
+                    job.config.bench,
+                    samples,
+                    job.task.labels,
+                    folder,
+                    Path(scratch),
+                    seed=job.config.seed,
+                    command=[sys.executable, "-m", "distillkit.bench.leaving"],
+                    between=between,
+                )
+            if failed:
+                job.progress.say(f"warning: bench: leaving early was not measured: {failed}")
+
+    def between() -> None:
+        job.signals.check("while a model was measured")
+
+    return save
+
+
+def _variant(job: Job, role: Role, backend: Backend, folder: Path, samples: Encoded) -> Variant:
+    """What to measure, exported into `folder` where it has to be."""
+    name, where = f"{role}-{backend}", job.folder(role)
+    if role == "student" and backend == "onnxruntime":
+        return Variant(name, role, backend, job.folder("export"))
+    if role == "teacher" and job.trainable is None:
+        teacher = job.teacher()
+        if not teacher.live:
+            return Variant(name, role, backend, None, "its answers come from a file: nothing is computed")
+        if backend == "pytorch":
+            return Variant(name, role, backend, None, live=lambda: _in_this_process(job, teacher))
+        return Variant(name, role, backend, None, "a teacher from Python is not exported")
+    source = job.student_source if role == "student" else job.trainable
+    assert source is not None
+    model = source.load(where).eval()
+    if backend == "onnxruntime":
+        where = folder / "teacher-onnx"
+        where.mkdir()
+        export_student(model, job.tokenizer, job.task.labels, samples, where, job.config.export)
+    elif not isinstance(model, Encoder):  # of a class that the process which measures does not know
+        return Variant(name, role, backend, None, live=lambda: _loaded_here(job, model, where))
+    return Variant(name, role, backend, where)
+
+
+def _loaded_here(job: Job, model: Student, folder: Path) -> Opened:
+    """A model that a source read from its folder, timed in this process."""
+    opened = _in_this_process(job, FixedTeacher(model))
+    opened.size = (folder / "model.safetensors").stat().st_size
+    opened.flops = lambda batch: flops_per_example(model, batch.to(job.device))
+    return opened
+
+
+def _in_this_process(job: Job, model: Teacher) -> Opened:
+    """A model of somebody's own class, timed on token ids and their texts."""
+    device = job.device
+    model = model.to(device)
+    want = Want()
+
+    def forward(batch: Batch) -> NDArray[np.float32]:
+        said = model.outputs(replace(batch, labels=None).to(device), want=want).logits
+        logits: NDArray[np.float32] = said.float().cpu().numpy()
+        return logits
+
+    segments = range(len(text_columns(job.config.task)))
+
+    def with_texts(batch: Batch) -> Batch:
+        ids, types = batch.inputs["input_ids"], batch.inputs["token_type_ids"]
+        spelled = [
+            [[token for token, kind in zip(*row, strict=True) if kind == segment] for segment in segments]
+            for row in zip(ids.tolist(), types.tolist(), strict=True)
+        ]
+        texts = (job.tokenizer.batch_decode(parts, skip_special_tokens=True) for parts in spelled)
+        return replace(batch, texts=tuple(map(tuple, texts)))
+
+    opened = Opened(forward, "this process", None, model.spec.max_length)
+    opened.prepare = with_texts
+    opened.parameters = model.num_parameters
+    return opened
