@@ -267,7 +267,8 @@ class LearningTeacherSource(TrainableTeacherSource):
     in_turn: bool = False
     """Whether peers are trained one after the other on each batch."""
     keep: str = STUDENT
-    """What the run ends with: its own student, or the `best` of all."""
+    """What the run ends with: its own student, or the `best` of all; with `all`, the others are exported too.
+    """
 
     def __init__(self) -> None:
         self.pretrain = self.finetune = None

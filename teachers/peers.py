@@ -32,8 +32,9 @@ class Peers(LearningTeacherSource):
         peers: Students by name, beside the run's own (`student`); they may differ in everything.
         update: simultaneous (all from one forward of each), or sequential (one after the other on each batch,
             with what the others say by then).
-        keep: What the run ends with and exports, its own student or the best on the validation rows. The best
-            of the others stands beside it as the teacher, and all are kept.
+        keep: What the run ends with and exports: its own student, the best on the validation rows, or with
+            all the best, and beside its artifact those of all others (`export/peers/NAME`). The best of the
+            others stands beside it as the teacher, and the weights of all are kept.
         tokenizer: Folder of the tokenizer that all read with; without it, a WordPiece is trained on the
             task's training texts.
         vocab_size: Entries of the tokenizer that is trained.
@@ -46,7 +47,7 @@ class Peers(LearningTeacherSource):
         *,
         peers: Students,
         update: Literal["simultaneous", "sequential"] = "simultaneous",
-        keep: Literal["student", "best"] = "student",
+        keep: Literal["student", "best", "all"] = "student",
         tokenizer: Folder | None = None,
         vocab_size: Count = 8192,
     ) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -250,8 +251,10 @@ def recipe(here: Path, name: str, teacher: Any, **changes: Any) -> Path:
 
 
 def test_peers_learn_to_the_report_and_a_stopped_run_goes_on(here: Path) -> None:
-    """The best of three is exported, the best of the others stands beside it, and the third is kept."""
-    best = {**PEERS, "keep": "best", "update": "sequential"}
+    """The best of three stands for the run, the best of the others beside it, and the third is kept; all are
+    exported.
+    """
+    best = {**PEERS, "keep": "all", "update": "sequential"}
     whole = pipeline.run(recipe(here, "whole", best), progress="quiet").path
     who = {
         place: json.loads((whole / "student" / place / "peer.json").read_text())["name"]
@@ -263,7 +266,14 @@ def test_peers_learn_to_the_report_and_a_stopped_run_goes_on(here: Path) -> None
     assert [one["name"] for one in facts["links"]] == [who["."], who["teacher"], third]
     told = {one["name"]: one["metrics"]["accuracy"]["value"] for one in facts["links"]}
     assert told[who["."]] == facts["student"]["metrics"]["accuracy"]["value"] == max(told.values())
-    assert not (whole / "teacher").exists() and (whole / "export" / "model.onnx").exists()
+    assert not (whole / "teacher").exists()
+    artifacts = {who["."]: whole / "export", **{path.name: path for path in whole.glob("export/peers/*")}}
+    marks = {"lstm": "LSTM", "net": "Conv", "student": "Softmax"}
+    assert artifacts.keys() == marks.keys()
+    for name, folder in artifacts.items():
+        graph = onnx.load(folder / "model.onnx").graph
+        kinds = {node.op_type for node in graph.node} & {"LSTM", "Conv", "Softmax"}
+        assert kinds == {marks[name]}, name
     real = together.fit
 
     def stopping(job: Any, program: Any, feed: Any, how: Any, measure: Any) -> None:

@@ -21,28 +21,37 @@ from distillkit.encoder import Encoder
 from distillkit.export.bundle import export as export_student
 from distillkit.export.exits import export_exits
 from distillkit.flops import flops_per_example
-from distillkit.model import FixedTeacher, Student, Teacher
-from distillkit.stages.job import Job, Save
+from distillkit.model import FixedTeacher, LearningTeacherSource, Student, Teacher
+from distillkit.stages.job import PEERS, Job, Save
+from distillkit.stages.together import beside
 from distillkit.types import Batch, Want
 
 
 def export(job: Job) -> Save:
-    """The student as a verified ONNX artifact."""
-    model = job.student_source.load(job.folder("student")).eval()
-    samples = job.samples(job.judged)
-    settings, labels = job.config.export, job.task.labels
+    """The student as a verified ONNX artifact; where all peers are asked for, theirs lie in `peers/NAME`."""
+    source = job.teacher_source
 
     def save(folder: Path) -> None:
-        parity = export_student(model, job.tokenizer, labels, samples, folder, settings)
-        job.progress.say(f"export: largest difference to PyTorch {parity.max_abs_difference:.2e}")
-        if model.spec.exits:
-            held_out = job.samples(job.task.validation)
-            parts = export_exits(model, labels, job.metric, held_out, folder, settings)
-            job.progress.say(
-                f"export: of its {len(model.spec.exits) + 1} parts {parts.max_abs_difference:.2e}"
-            )
+        _export(job, job.folder("student"), folder, "export")
+        if isinstance(source, LearningTeacherSource) and source.keep == "all":
+            for name, place in beside(job):
+                (folder / PEERS / name).mkdir(parents=True)
+                _export(job, place, folder / PEERS / name, f"export of peer {name}")
 
     return save
+
+
+def _export(job: Job, student: Path, folder: Path, named: str) -> None:
+    """The student that lies in a folder, whole and, where it has exits, in parts."""
+    model = job.student_source.load(student).eval()
+    settings, labels = job.config.export, job.task.labels
+    parity = export_student(model, job.tokenizer, labels, job.samples(job.judged), folder, settings)
+    job.progress.say(f"{named}: largest difference to PyTorch {parity.max_abs_difference:.2e}")
+    if model.spec.exits:
+        held_out = job.samples(job.task.validation)
+        parts = export_exits(model, labels, job.metric, held_out, folder, settings)
+        count = len(model.spec.exits) + 1
+        job.progress.say(f"{named}: of its {count} parts {parts.max_abs_difference:.2e}")
 
 
 def bench(job: Job) -> Save:

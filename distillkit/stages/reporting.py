@@ -13,7 +13,7 @@ from distillkit import document, evaluate
 from distillkit.bench.leaving import RESULT
 from distillkit.bench.measure import Role
 from distillkit.links import ASSISTANTS, MEMBERS
-from distillkit.model import LEFT, WHO, LearningTeacherSource
+from distillkit.model import LEFT, LearningTeacherSource
 from distillkit.report.card import write_model_card
 from distillkit.report.contexts import shown
 from distillkit.report.curves import read_curves
@@ -22,7 +22,8 @@ from distillkit.report.gather import SCORES, Judged, link, task_facts
 from distillkit.report.page import write_report
 from distillkit.rundir import RunDir
 from distillkit.settings import Labels, RunConfig
-from distillkit.stages.job import ANSWERS, INTERCHANGE, PEERS, PREFLIGHT, STAGES, Job, Save
+from distillkit.stages.job import ANSWERS, INTERCHANGE, PREFLIGHT, STAGES, Job, Save
+from distillkit.stages.together import beside, who
 from distillkit.types import Access
 
 
@@ -89,14 +90,14 @@ def gather(job: Job) -> RunFacts:
 def _source(job: Job, role: Role) -> str:
     """The registered name that a model came from."""
     if isinstance(job.teacher_source, LearningTeacherSource):
-        return _who(job, job.folder(role))[1]
+        return _peer(job, who(job.folder(role)))
     return job.config.teacher.use if role == "teacher" else job.config.student.use
 
 
-def _who(job: Job, folder: Path) -> tuple[str, str]:
-    """The name and the registered name of the peer in a folder."""
-    config, name = job.config, str(json.loads((folder / WHO).read_text())["name"])
-    return name, getattr(config.teacher, "peers", {}).get(name, config.student).use
+def _peer(job: Job, name: str) -> str:
+    """The registered name of a peer."""
+    config = job.config
+    return str(getattr(config.teacher, "peers", {}).get(name, config.student).use)
 
 
 def _links(job: Job) -> Iterator[Link]:
@@ -106,8 +107,8 @@ def _links(job: Job) -> Iterator[Link]:
         yield link("member", name, component.use, folder / MEMBERS / name / "teacher")
     if getattr(config.teacher, "peers", None):
         student = job.folder("student")
-        for path in (student, job.folder("teacher"), *sorted(student.glob(f"{PEERS}/*"))):
-            yield link("peer", *_who(job, path), path)
+        for name, path in ((who(student), student), *beside(job)):
+            yield link("peer", name, _peer(job, name), path)
     chain = folder / ASSISTANTS
     taught_by = Path(getattr(config.teacher, "path", ""))
     if config.teacher.use != "distilled" or taught_by.parent != chain.absolute():

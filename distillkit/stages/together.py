@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -79,7 +79,7 @@ def _save_together(
     scores = {name: scores_now(job, model)[job.metric] for name, model in students.items()}
     lower = job.metric in LOWER_IS_BETTER
     order = sorted(scores, key=lambda name: scores[name] if lower else -scores[name])
-    chosen = order[0] if source.keep == "best" else STUDENT
+    chosen = STUDENT if source.keep == STUDENT else order[0]
     left = next(name for name in order if name != chosen)
     places = {chosen: folder, left: folder / LEFT}
     for name, model in students.items():
@@ -89,3 +89,15 @@ def _save_together(
         (place / WHO).write_text(json.dumps({"name": STUDENT if name == LEFT else name}))
     told = interchange_accuracy(job, FixedTeacher(students[chosen]), FixedTeacher(students[left]))
     (folder / INTERCHANGE).write_text(json.dumps(told))
+
+
+def who(folder: Path) -> str:
+    """The name of the peer in a folder."""
+    return str(json.loads((folder / WHO).read_text())["name"])
+
+
+def beside(job: Job) -> Iterator[tuple[str, Path]]:
+    """The peers that are kept beside the student, by name, the best of them first."""
+    student = job.folder("student")
+    for folder in (student / LEFT, *sorted(student.glob(f"{PEERS}/*"))):
+        yield who(folder), folder
