@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from distillkit.data.batching import Encoded, collate, sequential_batches
 from distillkit.errors import DataError, DivergedError, ModelError
-from distillkit.types import Batch
+from distillkit.types import Batch, Outputs, restricted
 
 Keep = Callable[[Tensor, Tensor | None], Tensor]
 """Logits `[N, V]` and the right answers `[N]` (None: unknown) -> what is kept of them `[N, K]`, fp32."""
@@ -57,7 +57,8 @@ def collect(
 ) -> NDArray[np.float32]:
     """What is kept of every answer, `[N, K]`: row after row, in a row from the left.
 
-    Rows run longest first in batches of at most `tokens` tokens, padding included, without gradients. Raises
+    Rows run longest first in batches of at most `tokens` tokens, padding included, without gradients; of
+    several tasks, each answer is restricted to the classes of its own. Raises
     ModelError where a forward gives another number of answers than was asked for, DivergedError where one is
     not finite, DataError where none is asked for.
     """
@@ -72,6 +73,7 @@ def collect(
                 raise ModelError(
                     f"the model gave logits of shape {list(said.shape)} for {batch.num_answers} answers"
                 )
+            said = restricted(Outputs(said), batch.to(said.device)).logits
             targets = None if batch.targets is None else batch.targets.to(said.device)
             part = keep(said, targets).cpu().numpy()
             if not np.isfinite(part).all():

@@ -12,7 +12,7 @@ a vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor
 from distillkit.answers import Keep, collect, logits
 from distillkit.data.batching import Encoded
 from distillkit.errors import DataError
-from distillkit.judging import JUDGES, Judge, log_softmax
+from distillkit.judging import Judge, judge_of, log_softmax
 from distillkit.metrics import Baseline, Calibration, ClassScore, Measured, ReliabilityBin, interval
 from distillkit.settings import Labels
 from distillkit.types import Batch, Outputs
@@ -45,7 +45,7 @@ class Verdict:
 
 def default_metric(labels: Labels) -> str:
     """The metric that chooses weights and leads the report where the recipe names none."""
-    return JUDGES[labels.kind].metrics(labels)[0]
+    return judge_of(labels).metrics(labels)[0]
 
 
 def predict(
@@ -78,7 +78,7 @@ def score(
     DataError where there are no rows.
     """
     (plain,), resampled = _scored(labels, gold, [answers], seed, resamples)
-    n = JUDGES[labels.kind].num_rows(gold)
+    n = judge_of(labels).num_rows(gold)
     return {name: interval(plain[name], resampled[name][0], n) for name in plain}
 
 
@@ -95,7 +95,7 @@ def compare_scores(
     An interval that holds 0 means that the rows do not tell the two apart. Errors as in `score`.
     """
     (one, two), resampled = _scored(labels, gold, [first, second], seed, resamples)
-    n = JUDGES[labels.kind].num_rows(gold)
+    n = judge_of(labels).num_rows(gold)
     return {name: interval(one[name] - two[name], resampled[name][0] - resampled[name][1], n) for name in one}
 
 
@@ -104,7 +104,7 @@ def majority(labels: Labels, train_gold: Array, gold: Array) -> Baseline:
     each entry of the vocabulary occurs), scored on `gold`."""
     constant = _constant(labels, train_gold, gold)
     metrics = values(labels, gold, constant)
-    return Baseline(answer=JUDGES[labels.kind].said(labels, constant), metrics=metrics)
+    return Baseline(answer=judge_of(labels).said(labels, constant), metrics=metrics)
 
 
 def better_than_majority(
@@ -117,7 +117,7 @@ def better_than_majority(
     model saves over answering the training mean.
     """
     constant = _constant(labels, train_gold, gold)
-    name = JUDGES[labels.kind].gate(labels)
+    name = judge_of(labels).gate(labels)
     model, plain = (constant, answers) if name == "mse" else (answers, constant)
     advantage = compare_scores(labels, gold, model, plain, seed=seed, resamples=resamples)[name]
     scores, passes = _values(labels, gold, [answers, constant]), advantage.low > 0
@@ -127,6 +127,20 @@ def better_than_majority(
         f" beyond noise (95 % interval of the advantage {advantage.low:+.4f} to {advantage.high:+.4f})"
     )
     return Verdict(passes=passes, advantage=advantage, sentence=sentence)
+
+
+def by_task(
+    labels: Labels, *golds: Array, answers: Array
+) -> Iterator[tuple[str, Labels, list[Array], Array]]:
+    """Each of several tasks: its name, its labels, its part of each gold array, and what is answered to the
+    rows of the last of these. A single task has no name.
+    """
+    if not labels.tasks:
+        yield "", labels, list(golds), answers
+    for task, columns in labels.columns.items():
+        rows = [(gold >= columns.start) & (gold < columns.stop) for gold in golds]
+        own = [gold[part] - columns.start for gold, part in zip(golds, rows, strict=True)]
+        yield task, labels.of(task), own, answers[rows[-1]][:, columns]
 
 
 def agreement(labels: Labels, teacher: Array, student: Array) -> dict[str, float]:
@@ -183,7 +197,7 @@ def calibration(
     """Expected calibration error of the predicted class (Guo et al. 2017, section 2) over equal-width bins;
     None where answers are numbers. A bin holds its upper edge.
     """
-    judge = JUDGES[labels.kind]
+    judge = judge_of(labels)
     predicted = judge.classes(answers)
     if predicted is None:
         return None
@@ -208,7 +222,7 @@ def calibration(
 
 def confusion(labels: Labels, gold: Array, answers: Array) -> NDArray[np.int64]:
     """Counts `[V, V]`: row is the gold class, column the predicted one, both in id order."""
-    JUDGES[labels.kind].check(labels, answers, len(gold))
+    judge_of(labels).check(labels, answers, len(gold))
     ids = np.arange(labels.num_labels)
     counts: NDArray[np.int64] = confusion_matrix(_ids(gold), answers.argmax(axis=1), labels=ids)
     return counts.astype(np.int64)
@@ -216,7 +230,7 @@ def confusion(labels: Labels, gold: Array, answers: Array) -> NDArray[np.int64]:
 
 def per_class(labels: Labels, gold: Array, answers: Array) -> tuple[ClassScore, ...]:
     """Precision, recall, F1 and support of every class in id order."""
-    JUDGES[labels.kind].check(labels, answers, len(gold))
+    judge_of(labels).check(labels, answers, len(gold))
     columns = precision_recall_fscore_support(
         _ids(gold), answers.argmax(axis=1), labels=np.arange(labels.num_labels), zero_division=0.0
     )
@@ -231,19 +245,19 @@ def _scored(
 ) -> tuple[list[dict[str, float]], dict[str, NDArray[np.float64]]]:
     """Metrics of each model, and their resamples `[M, R]` by name."""
     plain = _values(labels, gold, answers)
-    judge = JUDGES[labels.kind]
+    judge = judge_of(labels)
     return plain, judge.resample(labels, gold, answers, seed=seed, resamples=resamples)
 
 
 def _values(labels: Labels, gold: Array, answers: list[Array]) -> list[dict[str, float]]:
-    judge = JUDGES[labels.kind]
+    judge = judge_of(labels)
     for one in answers:
         judge.check(labels, one, len(gold))
     return [judge.values(labels, gold, one) for one in answers]
 
 
 def _checked(labels: Labels, teacher: Array, student: Array) -> Judge:
-    judge = JUDGES[labels.kind]
+    judge = judge_of(labels)
     judge.check(labels, teacher, len(student))
     judge.check(labels, student, len(teacher))
     return judge
@@ -259,7 +273,7 @@ def _constant(labels: Labels, train_gold: Array, gold: Array) -> Array:
         raise DataError("there are no training rows to take the majority from")
     if len(gold) == 0:
         raise DataError("there are no rows to score")
-    return JUDGES[labels.kind].constant(labels, train_gold, gold)
+    return judge_of(labels).constant(labels, train_gold, gold)
 
 
 def _kappa(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:

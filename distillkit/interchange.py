@@ -30,7 +30,7 @@ from distillkit.data.masking import choose, keyed_uniform
 from distillkit.errors import ConfigError
 from distillkit.model import Student, Teacher
 from distillkit.settings import InterchangeSettings
-from distillkit.types import Access, Batch, Outputs, Spec, Swap, Want
+from distillkit.types import Access, Batch, Outputs, Spec, Swap, Want, restricted
 
 _SITE, _BASE, _SOURCE = 0x5173, 0xBA5E, 0x50CE
 """Names of the three draws of an example."""
@@ -144,7 +144,8 @@ def run_twice(
 ) -> tuple[Outputs, Outputs]:
     """(base run, swapped run) of a model; `swap` makes the second from the first."""
     base = model.outputs(batch, want=want | RUNS)
-    return base, model.outputs(batch, want=want, swap=swap(base))
+    swapped = model.outputs(batch, want=want, swap=swap(base))
+    return restricted(base, batch), restricted(swapped, batch)
 
 
 class Intervened(Teacher):

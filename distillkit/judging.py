@@ -12,7 +12,7 @@ Shapes: M models, n rows, N answers, V labels, R resamples, K sums.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from distillkit.metrics import (
     value_metrics,
 )
 from distillkit.settings import Labels
+from distillkit.types import IMPOSSIBLE
 
 Array = NDArray[Any]
 Scores = dict[str, float]
@@ -146,6 +147,64 @@ class ClassJudge(Judge):
 
     def said(self, labels: Labels, answers: Array) -> str:
         return labels.names[int(answers[0].argmax())]
+
+
+class TasksJudge(ClassJudge):
+    """One class per row, of those of the row's own task: every metric as the mean over the tasks, and of each
+    task by itself. Rows are resampled within their task.
+    """
+
+    def metrics(self, labels: Labels) -> tuple[str, ...]:
+        means = super().metrics(labels)
+        return (*means, *(f"{task}.{name}" for task in labels.tasks for name in means))
+
+    def values(self, labels: Labels, gold: Array, answers: Array) -> Scores:
+        check_ids(labels, gold.astype(np.int64))
+        found = {
+            task: super(TasksJudge, self).values(own, gold[rows] - first, answers[rows][:, columns])
+            for task, own, rows, first, columns in self._tasks(labels, gold)
+        }
+        return {name: float(value) for name, value in _with_means(found).items()}
+
+    def resample(
+        self, labels: Labels, gold: Array, answers: Sequence[Array], *, seed: int, resamples: int
+    ) -> Resamples:
+        found = {}
+        for task, own, rows, first, columns in self._tasks(labels, gold):
+            said = [one[rows][:, columns] for one in answers]
+            found[task] = super().resample(own, gold[rows] - first, said, seed=seed, resamples=resamples)
+        return _with_means(found)
+
+    def constant(self, labels: Labels, train_gold: Array, gold: Array) -> Array:
+        """The most frequent training class of the row's task."""
+        answers = np.full((len(gold), labels.num_labels), IMPOSSIBLE)
+        asked = {task: rows for task, _, rows, _, _ in self._tasks(labels, gold)}
+        for task, own, rows, first, columns in self._tasks(labels, train_gold):
+            if task in asked:
+                answers[asked[task], columns] = super().constant(
+                    own, train_gold[rows] - first, gold[asked[task]]
+                )
+        return answers
+
+    def said(self, labels: Labels, answers: Array) -> str:
+        """What each task's rows are told."""
+        told = dict.fromkeys(answers.argmax(axis=1).tolist())
+        return ", ".join(labels.names[index] for index in sorted(told))
+
+    @staticmethod
+    def _tasks(labels: Labels, gold: Array) -> Iterator[tuple[str, Labels, NDArray[np.bool_], int, slice]]:
+        """Each task that has rows: its name, its labels, which rows, its first class, its columns."""
+        for task, columns in labels.columns.items():
+            rows = (gold >= columns.start) & (gold < columns.stop)
+            if rows.any():
+                yield task, labels.of(task), rows, columns.start, columns
+
+
+def _with_means(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Metrics of each task -> the mean of each over the tasks, and all by `task.metric`."""
+    names = next(iter(found.values()))
+    means = {name: sum(one[name] for one in found.values()) / len(found) for name in names}
+    return means | {f"{task}.{name}": value for task, one in found.items() for name, value in one.items()}
 
 
 class ValueJudge(Judge):
@@ -320,6 +379,11 @@ JUDGES: Mapping[str, Judge] = {
     "token_classification": TagJudge(),
     "mlm": PieceJudge(),
 }
+
+
+def judge_of(labels: Labels) -> Judge:
+    """Who judges the answers to a task, or to several."""
+    return TasksJudge() if labels.tasks else JUDGES[labels.kind]
 
 
 def check_ids(labels: Labels, ids: NDArray[np.int64]) -> None:

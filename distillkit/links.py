@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distillkit.recipe import Loaded
+from distillkit.settings import RunConfig, SeveralTasks
 
 MEMBERS, ASSISTANTS = "members", "assistants"
 _SEEDS = 2**63
@@ -23,10 +24,16 @@ def member(loaded: Loaded, folder: Path, name: str, number: int) -> Loaded:
     """The run of one member of the teacher; `folder` is the run's own. Members of one shape differ by their
     seeds.
     """
-    chosen = _values(loaded)["teacher"]["members"][name]
+    teacher = _values(loaded)["teacher"]
     # it stops before any student, whose losses may ask for more than this member alone can give
-    changes = {"teacher": chosen, "distill": {"losses": {"gold": {"use": "gold"}}}}
+    changes: dict[str, Any] = {
+        "teacher": teacher["members"][name],
+        "distill": {"losses": {"gold": {"use": "gold"}}},
+    }
     under = {"teacher": f"teacher.members.{name}"}
+    if teacher.get("combine") == "task":
+        changes["task"] = _own_task(loaded.config, name)
+        under["task"] = f"task.tasks.{name}"
     return _derived(loaded, folder / MEMBERS, name, number, changes, under)
 
 
@@ -44,6 +51,15 @@ def assistants(loaded: Loaded, folder: Path) -> Iterator[Loaded]:
 def last(loaded: Loaded, before: Loaded) -> Loaded:
     """The run itself, taught by the student of its last assistant."""
     return _changed(loaded, {"teacher": _student_of(before), "assistants": []})
+
+
+def _own_task(config: RunConfig, name: str) -> dict[str, Any]:
+    """One of several tasks by itself, with the same rows held out."""
+    assert isinstance(config.task, SeveralTasks)
+    task = config.task.tasks[name]
+    chosen = (task.holdout_seed, config.task.holdout_seed, config.seed)
+    split = next(seed for seed in chosen if seed is not None)
+    return task.model_dump(by_alias=True) | {"holdout_seed": split}
 
 
 def _student_of(loaded: Loaded) -> dict[str, Any]:

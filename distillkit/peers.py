@@ -24,7 +24,7 @@ from distillkit.model import Student
 from distillkit.settings import RunConfig
 from distillkit.stacks import bind
 from distillkit.train import Program
-from distillkit.types import Batch, Outputs, Projections, Step
+from distillkit.types import Batch, Outputs, Projections, Step, restricted
 
 
 class Peers(Program):
@@ -93,7 +93,7 @@ class Peers(Program):
         said: dict[str, Outputs] = {}
         for name in self.names:
             with nullcontext() if name in self._learning else torch.no_grad():
-                said[name] = self.students[_key(name)](batch, want)
+                said[name] = restricted(self.students[_key(name)](batch, want), batch)
         told = {name: _detached(outputs) for name, outputs in said.items()}
         return {
             name: [Step(batch, said[name], {TEACHER: told[other]}) for other in self._others(name)]

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from distillkit import catalog, checkpoint, files, links, preflight, recipe, stages
-from distillkit.data.tasks import load_task
+from distillkit.data.several import load_tasks
 from distillkit.data.tokenizers import load_tokenizer
 from distillkit.digests import contents, stage_digests, trainings
 from distillkit.errors import ConfigError, DistillkitError, ErrorGroup, StoppedError
@@ -112,7 +112,7 @@ def prepare(loaded: recipe.Loaded, parts: Parts, place: Place, *, made: bool = T
     made: the runs that this one is made of are done, and for this recipe.
     """
     config, base = loaded.config, loaded.base
-    task = load_task(config.task, base=base, seed=config.seed)
+    task = load_tasks(config.task, base=base, seed=config.seed)
     teacher = parts.teacher or catalog.build("teacher", config.teacher, base=base)
     if teacher.members:
         teacher.placed(run_path(loaded).absolute() / links.MEMBERS, config.task.max_length, made=made)
@@ -311,8 +311,11 @@ def _load(config: str | Path | RunConfig | recipe.Loaded, overrides: Sequence[st
 
 
 def _data_paths(loaded: recipe.Loaded) -> list[Path]:
-    task = loaded.config.task
-    sources = [task.train, task.validation, task.test]
+    sources = [
+        source
+        for task in loaded.config.task.single.values()
+        for source in (task.train, task.validation, task.test)
+    ]
     return [loaded.base / source for source in sources if source and ":" not in source]
 
 

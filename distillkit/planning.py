@@ -23,9 +23,10 @@ from transformers.utils import logging as transformers_logging
 
 from distillkit import catalog, links, preflight
 from distillkit.augmenting import Augmentation, Place, sample
-from distillkit.data.batching import Encoded, TaskFeed, encode
+from distillkit.data.batching import Encoded, TaskFeed, encode, of_task
 from distillkit.data.corpora import documents
-from distillkit.data.tasks import KINDS, Rows, Task, load_task, load_unlabelled
+from distillkit.data.several import load_tasks
+from distillkit.data.tasks import KINDS, Rows, Task, load_unlabelled
 from distillkit.estimates import BYTES_FIXED, ModelCost, free_memory, model_cost, step_cost
 from distillkit.losses.base import TEACHER, LossStack
 from distillkit.losses.gold import Gold
@@ -83,6 +84,7 @@ class Plan:
     name: str
     rows: Mapping[str, int]
     labels: Mapping[str, Mapping[str, int]]
+    tasks: tuple[str, ...]
     truncated: float
     unknown: float
     teacher: ModelCost | None
@@ -95,9 +97,15 @@ class Plan:
 
     @property
     def majority(self) -> float:
-        """Share of the most frequent class or tag of the training rows; 0 where there is none."""
-        counts = list(self.labels["train"].values()) if self.labels else []
-        return max(counts) / sum(counts) if counts else 0.0
+        """Share of the most frequent class or tag of the training rows, the mean over tasks where there are
+        several; 0 where there is none.
+        """
+        shares = []
+        for task in self.tasks or ("",):
+            named = self.labels.get("train", {}).items()
+            counts = [count for name, count in named if not task or name.startswith(f"{task}/")]
+            shares.append(max(counts) / sum(counts) if counts else 0.0)
+        return sum(shares) / len(shares)
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "majority": self.majority}
@@ -123,7 +131,7 @@ class Plan:
             more = [f"and {len(counts) - len(most)} more"] if len(counts) > len(most) else []
             yield f"labels of {split}", ", ".join([*told, *more])
         if self.labels:
-            yield "majority class", f"{self.majority:.1%} of train"
+            yield "majority class", f"{self.majority:.1%} of train" + ", mean of tasks" * bool(self.tasks)
         yield "truncated", f"{self.truncated:.1%} of the training rows"
         yield "unknown tokens", f"{self.unknown:.2%}"
 
@@ -170,7 +178,7 @@ class _Draft:
     @property
     def scale(self) -> float:
         """Training rows over rows that were tokenised."""
-        return len(self.named.task.train) / len(_head(self.named.task.train))
+        return len(self.named.task.train) / len(preflight.sample(self.named.task.train, SAMPLE_ROWS))
 
 
 def plan(loaded: Loaded) -> Plan:
@@ -196,6 +204,7 @@ def plan(loaded: Loaded) -> Plan:
             name=draft.named.config.name,
             rows={split: len(rows.texts) for split, rows in _splits(task).items()},
             labels=_label_counts(task),
+            tasks=tuple(task.labels.tasks),
             truncated=encoded.truncated / len(encoded),
             unknown=encoded.unknown / max(1, int(encoded.lengths.sum())),
             teacher=teacher,
@@ -236,7 +245,7 @@ def _draft(loaded: Loaded, cache: Path, taught_by: TeacherSource | None) -> _Dra
     stacks = build_stacks(config, base)
     source = taught_by or catalog.build("teacher", config.teacher, base=base)
     student = catalog.build("student", config.student, base=base)
-    task = load_task(config.task, base=base, seed=config.seed)
+    task = load_tasks(config.task, base=base, seed=config.seed)
     check_access(config, stacks, source, task.labels)
     check_student(config, student, task.labels)
     tokenizer = source.tokenizer(itertools.islice(_texts(source, task, base), SAMPLE_TEXTS))
@@ -247,7 +256,7 @@ def _draft(loaded: Loaded, cache: Path, taught_by: TeacherSource | None) -> _Dra
 
     validation = encoded(preflight.sample(task.validation, preflight.JUDGED_ROWS))
     device = make_accelerator(config.runtime).device
-    return _Draft(base, prospect, encoded(_head(task.train)), validation, device)
+    return _Draft(base, prospect, encoded(preflight.sample(task.train, SAMPLE_ROWS)), validation, device)
 
 
 def _model_of(teacher: Teacher) -> Student | None:
@@ -261,10 +270,6 @@ def _texts(source: TeacherSource, task: Task, base: Path) -> Iterator[str]:
     else:
         for texts in task.train.texts:
             yield from texts
-
-
-def _head(rows: Rows) -> Rows:
-    return rows if len(rows) <= SAMPLE_ROWS else rows.take(np.arange(SAMPLE_ROWS), "head")
 
 
 def _splits(task: Task) -> dict[str, Rows]:
@@ -310,11 +315,25 @@ def _stages(draft: _Draft) -> Iterator[StagePlan]:
     """What one run trains: its teacher, or each of those that it is made of, and its student."""
     for name, source in draft.named.teacher.members.items():
         part = draft.prospect.teacher.parts[name]
-        named = replace(draft.named, teacher=source)
-        member = replace(draft, prospect=replace(draft.prospect, named=named, teacher=part))
+        read = (
+            _of_task(draft, name) if getattr(draft.named.config.teacher, "combine", "") == "task" else draft
+        )
+        named = replace(read.named, teacher=source)
+        member = replace(read, prospect=replace(read.prospect, named=named, teacher=part))
         yield from _labelled(f"member {name}", _teacher_stages(member))
     yield from _teacher_stages(draft)
     yield from _student_stages(draft)
+
+
+def _of_task(draft: _Draft, name: str) -> _Draft:
+    """What one of several tasks alone is trained on."""
+    task, rows = draft.named.task, draft.named.task.train
+    assert rows.tasks is not None
+    chosen = np.flatnonzero(rows.tasks.task == list(task.labels.tasks).index(name))
+    own = replace(task, labels=task.labels.of(name), train=rows.take(chosen, name))
+    named = replace(draft.named, task=own)
+    encoded = of_task(draft.encoded, task.labels, name)
+    return replace(draft, prospect=replace(draft.prospect, named=named), encoded=encoded)
 
 
 def _labelled(label: str, stages: Iterator[StagePlan]) -> Iterator[StagePlan]:
@@ -347,7 +366,7 @@ def _student_stages(draft: _Draft) -> Iterator[StagePlan]:
     specs = {"student": prospect.student.spec, "teacher": prospect.teacher.spec}
     model = _model_of(prospect.teacher)
     fixed = 0 if model is None else BYTES_FIXED * preflight.parameters(model)
-    sampled = len(_head(draft.named.task.train))
+    sampled = len(preflight.sample(draft.named.task.train, SAMPLE_ROWS))
     for index, (phase, stack) in enumerate(zip(config.phases, draft.named.stacks, strict=True)):
         feed = TaskFeed(draft.encoded, phase.batch, seed=config.seed)
         swapped = interchange_of(config, index, stack, **specs)
@@ -401,7 +420,7 @@ def _extra_rows(draft: _Draft, cache: Path) -> Iterator[Finding]:
                 draft.prospect.teacher.check_rows(rows, "unlabelled")
         if phase.augment is not None and phase.augment.model is not None:
             how = Augmentation.of(phase.augment, draft.base, draft.base, config)
-            for before, after in sample(_head(task.train), how, _unwatched(cache)):
+            for before, after in sample(preflight.sample(task.train, SAMPLE_ROWS), how, _unwatched(cache)):
                 yield Finding("fact", place, f"augment: {_quoted(before)} -> {_quoted(after)}")
 
 

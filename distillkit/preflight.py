@@ -274,7 +274,8 @@ def _segments(prospect: Prospect) -> Iterator[Finding]:
     """What a model would silently lose of a pair of texts."""
     specs = _specs(prospect)
     knows = [role for role, spec in specs.items() if spec.num_segments > 1]
-    if isinstance(prospect.named.config.task.text, str) or "teacher" not in knows:
+    pairs = any(len(texts) > 1 for texts in prospect.named.task.train.texts)
+    if not pairs or "teacher" not in knows:
         return
     if "token_type_ids" not in prospect.tokenizer.model_input_names:
         words = (

@@ -23,7 +23,7 @@ from distillkit import document
 from distillkit.document import Keys
 from distillkit.errors import ConfigError, DistillkitError, ErrorGroup, SecurityError
 from distillkit.registry import did_you_mean
-from distillkit.settings import Phase, RunConfig, place_of
+from distillkit.settings import Phase, RunConfig, SeveralTasks, TaskSettings, place_of
 
 Components = Callable[[Collection[str]], type[RunConfig]]
 """The names that a recipe uses -> RunConfig with the settings of every registered component."""
@@ -326,30 +326,14 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[Keys, str, str]]:
     if runtime.device == "cpu" and runtime.precision == "fp16":
         problem = "runtime.precision: fp16 and runtime.device: cpu contradict each other"
         yield ("runtime", "precision"), problem, "fp16 training needs a GPU; use bf16 or fp32"
-    metrics = _METRICS[task.kind]
-    if task.metric is not None and task.metric not in metrics:
-        problem = f"task.metric: {task.metric} and task.kind: {task.kind} contradict each other"
-        yield ("task", "metric"), problem, f"one of {', '.join(metrics)}"
-    if task.labels is not None and task.kind in ("regression", "mlm"):
-        yield (
-            ("task", "labels"),
-            f"task.labels and task.kind: {task.kind} contradict each other",
-            "leave it out",
-        )
-    if task.kind != "mlm" and task.scored != "masked":
-        problem = f"task.scored: {task.scored} and task.kind: {task.kind} contradict each other"
-        yield ("task", "scored"), problem, "leave it out; only mlm masks tokens"
-    if task.kind == "token_classification" and not isinstance(task.text, str):
-        problem = f"task.text: {list(task.text)} and task.kind: {task.kind} contradict each other"
-        yield ("task", "text"), problem, "name the one column that holds the words"
-    names = task.labels or ()
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        yield ("task", "labels"), f"task.labels: {twice[0]!r} stands there twice", "name each class once"
-    columns = [task.text] if isinstance(task.text, str) else list(task.text)
-    if len({*columns, task.label}) <= len(columns):
-        problem = f"task.text and task.label name one column twice: {', '.join([*columns, task.label])}"
-        yield ("task", "text"), problem, "text and label are different columns"
+    for place, one in task.single.items():
+        for key, problem, hint in _task(one, place):
+            yield (*place.split("."), key), problem, hint
+    if isinstance(task, SeveralTasks):
+        yield from _several(config, task)
+    elif getattr(config.teacher, "combine", "") == "task":
+        problem = "teacher.combine: task and a single task contradict each other"
+        yield ("teacher", "combine"), problem, "give several under task.tasks, or combine: mean"
     for at, phase in _phases(config):
         if phase.batch.micro > phase.batch.examples:
             problem = f"batch.micro: {phase.batch.micro} is more than batch.examples: {phase.batch.examples}"
@@ -366,6 +350,57 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[Keys, str, str]]:
             if phase.corpus is not None and loss.needs_labels and task.kind != "mlm":
                 problem = f"{_dotted(here)}: {loss.use} needs labels, and corpus: {phase.corpus} has none"
                 yield here, problem, "leave it out of this phase, or train on the task's rows"
+
+
+def _task(task: TaskSettings, at: str) -> Iterator[tuple[str, str, str]]:
+    """(key, problem, hint) of the contradictions in one task, which stands `at` a place."""
+    contradict = f"{at}.kind: {task.kind} contradict each other"
+    metrics = _METRICS[task.kind]
+    if task.metric is not None and task.metric not in metrics:
+        yield "metric", f"{at}.metric: {task.metric} and {contradict}", f"one of {', '.join(metrics)}"
+    if task.labels is not None and task.kind in ("regression", "mlm"):
+        yield "labels", f"{at}.labels and {contradict}", "leave it out"
+    if task.kind != "mlm" and task.scored != "masked":
+        hint = "leave it out; only mlm masks tokens"
+        yield "scored", f"{at}.scored: {task.scored} and {contradict}", hint
+    if task.kind == "token_classification" and not isinstance(task.text, str):
+        hint = "name the one column that holds the words"
+        yield "text", f"{at}.text: {list(task.text)} and {contradict}", hint
+    names = task.labels or ()
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        yield "labels", f"{at}.labels: {twice[0]!r} stands there twice", "name each class once"
+    columns = [task.text] if isinstance(task.text, str) else list(task.text)
+    if len({*columns, task.label}) <= len(columns):
+        problem = f"{at}.text and {at}.label name one column twice: {', '.join([*columns, task.label])}"
+        yield "text", problem, "text and label are different columns"
+
+
+def _several(config: RunConfig, tasks: SeveralTasks) -> Iterator[tuple[Keys, str, str]]:
+    """(path, problem, hint) of what does not go together with several tasks."""
+    for name, task in tasks.tasks.items():
+        at: Keys = ("task", "tasks", name)
+        if task.kind != "classification":
+            problem = f"{_dotted(at)}.kind: {task.kind} and several tasks contradict each other"
+            yield (*at, "kind"), problem, "several tasks are classifications; another kind takes its own run"
+        if task.id is not None:
+            problem = f"{_dotted(at)}.id: {task.id} and several tasks contradict each other"
+            yield (*at, "id"), problem, "leave it out: rows are numbered over all tasks"
+    for place, phase in _phases(config):
+        for key in ("corpus", "unlabelled"):
+            if getattr(phase, key) is not None:
+                problem = f"{_dotted((*place, key))} and several tasks contradict each other"
+                yield (*place, key), problem, "leave it out: its rows would be of no task"
+    peers = getattr(config.teacher, "peers", {})
+    students: dict[Keys, Any] = {("teacher", "peers", name): one for name, one in peers.items()}
+    for here, student in {**students, ("student",): config.student}.items():
+        if student.use == "exits":
+            problem = f"{_dotted(here)}.use: exits and several tasks contradict each other"
+            yield (*here, "use"), problem, "a model that answers early answers one task"
+    members = getattr(config.teacher, "members", {})
+    if getattr(config.teacher, "combine", "") == "task" and set(members) != set(tasks.tasks):
+        problem = f"teacher.members: {', '.join(members)} are not the tasks: {', '.join(tasks.tasks)}"
+        yield ("teacher", "members"), problem, "combine: task takes a member of the name of each task"
 
 
 def _phases(config: RunConfig) -> Iterator[tuple[Keys, Phase]]:

@@ -7,9 +7,10 @@ strict and refuses unknown keys; every field has a sentence.
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -147,11 +148,25 @@ class Labels(Section):
     names: tuple[str, ...] = Field(
         default=(), description="names of classes or tags in id order; empty for regression and mlm"
     )
+    tasks: dict[str, int] = Field(
+        default={}, description="of several tasks: how many of the classes, in order, are each one's"
+    )
 
     @property
     def num_labels(self) -> int:
         """Width of the output layer: classes or tags, 1 for regression, 0 where it is the vocabulary's."""
         return 1 if self.kind == "regression" else len(self.names)
+
+    @property
+    def columns(self) -> dict[str, slice]:
+        """Which classes are those of each of several tasks."""
+        ends = itertools.accumulate(self.tasks.values())
+        return {name: slice(end - self.tasks[name], end) for name, end in zip(self.tasks, ends, strict=True)}
+
+    def of(self, task: str) -> Labels:
+        """The labels of one of several tasks, by their own names."""
+        names = self.names[self.columns[task]]
+        return Labels(kind=self.kind, names=tuple(name.removeprefix(f"{task}/") for name in names))
 
 
 class Initialise(Section):
@@ -285,6 +300,59 @@ class TaskSettings(Section):
         description="chooses the best weights; default accuracy, pearson for regression, entity_f1 for tags "
         "that begin entities (B-)",
     )
+
+    @property
+    def single(self) -> dict[str, TaskSettings]:
+        """This task, by where it stands in a recipe."""
+        return {"task": self}
+
+
+class SeveralTasks(Section):
+    """Several classifications that one student learns, with a part of its output layer for each. Its classes
+    are called TASK/CLASS; an example is only ever asked for those of its own task. Figures are means over the
+    tasks, and each task's own.
+    """
+
+    tasks: Annotated[dict[Name, TaskSettings], Field(min_length=2)] = Field(
+        description="each as a single `task` is given; kind: classification"
+    )
+    exponent: Fraction = Field(
+        default=0.75,
+        description="how often tasks are trained on: in proportion to their rows to this power (1: every row "
+        "alike, 0: every task alike); an epoch is as many rows as all have together",
+    )
+    metric: Literal["accuracy", "macro_f1", "mcc"] | None = Field(
+        default=None, description="chooses the best weights, as a mean over the tasks; default accuracy"
+    )
+    holdout_seed: Index | None = Field(
+        default=None, description="chooses rows that are held out where a task does not say; default: seed"
+    )
+
+    @property
+    def kind(self) -> TaskKind:
+        return "classification"
+
+    @property
+    def single(self) -> dict[str, TaskSettings]:
+        """The tasks, by where each stands in a recipe."""
+        return {f"task.tasks.{name}": task for name, task in self.tasks.items()}
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of one example: the most that any of the tasks asks for."""
+        return max(task.max_length for task in self.tasks.values())
+
+
+def _shape_of_task(value: Any) -> str:
+    several = "tasks" in value if isinstance(value, dict) else isinstance(value, SeveralTasks)
+    return "several" if several else "one"
+
+
+AnyTask = Annotated[
+    Annotated[TaskSettings, Tag("one")] | Annotated[SeveralTasks, Tag("several")],
+    Discriminator(_shape_of_task),
+]
+"""One task, or several under `tasks`."""
 
 
 class InterchangeSettings(Section):
@@ -524,7 +592,7 @@ class RunConfig(Section):
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=0, description="keys every random choice")
     output: str = Field(default="runs", description="folder that holds the run's folder")
-    task: TaskSettings
+    task: AnyTask
     teacher: TeacherComponent
     student: StudentComponent
     assistants: list[Assistant] = Field(

@@ -11,6 +11,7 @@ from distillkit.data.reading import column_names, find_tables
 from distillkit.errors import ConfigError, DistillkitError, ErrorGroup
 from distillkit.recipe import Loaded
 from distillkit.registry import did_you_mean
+from distillkit.settings import TaskSettings
 
 _ELSEWHERE = ("builtin:", "hf:")
 
@@ -26,7 +27,11 @@ def check_sources(loaded: Loaded) -> None:
 
 
 def _errors(loaded: Loaded) -> Iterator[DistillkitError]:
-    task = loaded.config.task
+    for place, task in loaded.config.task.single.items():
+        yield from _errors_of(loaded, place, task)
+
+
+def _errors_of(loaded: Loaded, place: str, task: TaskSettings) -> Iterator[DistillkitError]:
     for split, source in (("train", task.train), ("validation", task.validation), ("test", task.test)):
         if source is None or source.startswith(_ELSEWHERE):
             continue
@@ -38,20 +43,21 @@ def _errors(loaded: Loaded) -> Iterator[DistillkitError]:
             path = find_tables(path).get(split, path) if path.is_dir() else path
             found = column_names(path, encoding=task.encoding, delimiter=task.delimiter)
         except DistillkitError as error:
-            where = loaded.origins.get(f"task.{split}", f"task.{split}")
-            yield type(error)(f"task.{split}: {error.where}: {error.problem}", where=where, hint=error.hint)
+            where = loaded.origins.get(f"{place}.{split}", f"{place}.{split}")
+            yield type(error)(
+                f"{place}.{split}: {error.where}: {error.problem}", where=where, hint=error.hint
+            )
             continue
-        for field, wanted in _columns(loaded):
+        for field, wanted in _columns(task):
             if wanted not in found:
                 yield ConfigError(
-                    f"task.{field}: column {wanted!r} is not in {path}",
-                    where=loaded.origins.get(f"task.{field}", f"task.{field}"),
+                    f"{place}.{field}: column {wanted!r} is not in {path}",
+                    where=loaded.origins.get(f"{place}.{field}", f"{place}.{field}"),
                     hint=did_you_mean(wanted, found),
                 )
 
 
-def _columns(loaded: Loaded) -> list[tuple[str, str]]:
-    task = loaded.config.task
+def _columns(task: TaskSettings) -> list[tuple[str, str]]:
     texts = (task.text,) if isinstance(task.text, str) else task.text
     named = [("id", task.id)] if task.id is not None else []
     return [*(("text", name) for name in texts), ("label", task.label), *named]

@@ -51,7 +51,7 @@ from distillkit.progress import Progress
 from distillkit.rundir import MetricsLog
 from distillkit.settings import OptimizerSettings, RuntimeSettings
 from distillkit.signals import Signals
-from distillkit.types import Access, Batch, Outputs, Reads, Step
+from distillkit.types import Access, Batch, Outputs, Reads, Step, restricted
 
 MOST_SKIPPED = 50
 """Steps in a row that the fp16 scaler may skip for an overflow before the training counts as diverged."""
@@ -185,8 +185,8 @@ def take_step(
     want = stack.needs
     asked = dict(teachers) if stack.needs_teacher else {}
     if want.access < Access.INTERVENTIONS:
-        said = {name: teacher.outputs(batch, want=want) for name, teacher in asked.items()}
-        return Step(batch=batch, student=student(batch, want), teachers=said)
+        said = {name: restricted(teacher.outputs(batch, want=want), batch) for name, teacher in asked.items()}
+        return Step(batch=batch, student=restricted(student(batch, want), batch), teachers=said)
     if interchange is None:
         raise ConfigError("a loss needs interventions, and nothing says what to swap", where="interchange")
     drawn = interchange.draw(batch)

@@ -93,6 +93,8 @@ class Batch:
     sequence_labels: `[B]` int64, a label of each sequence beside the labels of its tokens (NSP); None where
         there is none.
     full: nothing is padded, known without looking at the mask; attention then needs none.
+    allowed: `[B, V]` bool, the classes that each example may have: those of its own task where there are
+        several; None: all.
     texts: the raw texts, for teachers that take no token ids; a tuple per example, one entry per segment.
     """
 
@@ -105,6 +107,7 @@ class Batch:
     full: bool = False
     scored: Tensor | None = None
     epoch: int = 0
+    allowed: Tensor | None = None
 
     @property
     def num_examples(self) -> int:
@@ -138,6 +141,20 @@ class Batch:
             if self.sequence_labels is None
             else self.sequence_labels.to(device, non_blocking=True),
             scored=None if self.scored is None else self.scored.to(device, non_blocking=True),
+            allowed=None if self.allowed is None else self.allowed.to(device, non_blocking=True),
+        )
+
+    def take(self, rows: Tensor) -> Batch:
+        """The chosen examples (int64 positions), of a batch that is answered by whole examples."""
+        chosen = rows.tolist()
+        return replace(
+            self,
+            inputs={name: value[rows] for name, value in self.inputs.items()},
+            labels=None if self.labels is None else self.labels[rows],
+            mask=self.mask[rows],
+            ids=self.ids[rows],
+            texts=None if self.texts is None else tuple(self.texts[row] for row in chosen),
+            allowed=None if self.allowed is None else self.allowed[rows],
         )
 
 
@@ -167,6 +184,20 @@ class Outputs:
     hidden: Sequence[Tensor] = ()
     attention: Sequence[Projections] = ()
     exits: Sequence[Outputs] = ()
+
+
+IMPOSSIBLE = -1e4
+"""Logit of a class that an example cannot have: its probability is 0 in every precision, at any temperature
+that anybody distils with.
+"""
+
+
+def restricted(outputs: Outputs, batch: Batch) -> Outputs:
+    """What a model says of the classes that each example may have; the same where it may have all."""
+    if batch.allowed is None:
+        return outputs
+    logits_NV = outputs.logits.masked_fill(~batch.allowed, IMPOSSIBLE)
+    return replace(outputs, logits=logits_NV, exits=[restricted(one, batch) for one in outputs.exits])
 
 
 @dataclass(frozen=True)

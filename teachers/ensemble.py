@@ -29,12 +29,13 @@ from distillkit.types import IGNORED, Access, Batch, Finding, Outputs, Spec, Swa
 
 
 class Ensemble(TeacherSource):
-    """Several teachers, whose answers are averaged.
+    """Several teachers, whose answers are averaged; or one for each of several tasks.
 
     Settings:
         members: Teachers by name, each with the settings of its kind; they may differ in everything.
-        combine: mean; or confidence, where a member counts the less in an example the more its answer misses
-            the gold label (MT-BERT), and all count alike where there is no label.
+        combine: mean; confidence, where a member counts the less in an example the more its answer misses
+            the gold label (MT-BERT), and all count alike where there is no label; or task, where each member
+            has the name of one of several tasks, is trained on that alone and answers its rows (BAM).
         average: What is averaged, probabilities or logits (a mean of logits is a geometric mean).
         weights: Factor of each member in the average; 1 where none is given.
         tokenizer: Member whose tokenizer the student reads with; default the first that reads tokens.
@@ -44,7 +45,7 @@ class Ensemble(TeacherSource):
         self,
         *,
         members: Teachers,
-        combine: Literal["mean", "confidence"] = "mean",
+        combine: Literal["mean", "confidence", "task"] = "mean",
         average: Literal["probabilities", "logits"] = "probabilities",
         weights: dict[Name, Positive] | None = None,
         tokenizer: Name | None = None,
@@ -62,7 +63,14 @@ class Ensemble(TeacherSource):
                         where=f"teacher.{field}",
                         hint=f"members are {', '.join(self.members)}",
                     )
-        alone = len(self.members) == 1
+        if combine == "task" and (weights or average == "logits"):
+            field = "weights" if weights else "average"
+            raise ConfigError(
+                f"{field} and combine: task contradict each other: a row is answered by one member",
+                where=f"teacher.{field}",
+                hint="leave it out",
+            )
+        alone = len(self.members) == 1 and combine != "task"
         self.access = min(one.access for one in self.members.values()) if alone else Access.SCORES
         self.access = min(self.access, Access.SCORES)
         found = {one.rows_only for one in self.members.values()}
@@ -94,7 +102,20 @@ class Ensemble(TeacherSource):
         return load_tokenizer(self._root / self.reads_as / "tokenizer")
 
     def trained(self, labels: Labels) -> bool:
-        return all(source.trained(labels) for source in self.members.values())
+        return all(source.trained(self._labels_of(name, labels)) for name, source in self.members.items())
+
+    def _labels_of(self, member: str, labels: Labels) -> Labels:
+        """What a member answers with. Raises ConfigError where members and tasks are not the same."""
+        if self.combine != "task":
+            return labels
+        if set(labels.tasks) != set(self.members):
+            tasks = ", ".join(labels.tasks) or "a single one"
+            raise ConfigError(
+                f"members are {', '.join(self.members)}, tasks are {tasks}",
+                where="teacher.members",
+                hint="combine: task takes a member for each of several tasks, by the task's name",
+            )
+        return labels.of(member)
 
     def prospect(
         self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, folder: Path
@@ -104,7 +125,7 @@ class Ensemble(TeacherSource):
         made = {}
         for name, source in self.members.items():
             own = self._own_tokenizer(name, labels) if source.reads_tokens else None
-            part = source.prospect(own or tokenizer, labels, max_length, folder)
+            part = source.prospect(own or tokenizer, self._labels_of(name, labels), max_length, folder)
             made[name] = part if own is None else _bridged(name, part, own, tokenizer, labels, max_length)
         return EnsembleTeacher(made, self, labels)
 
@@ -116,7 +137,7 @@ class Ensemble(TeacherSource):
         found = [Finding("fact", "teacher", f"the student reads with the tokenizer of {self.reads_as!r}")]
         for name, source in self.members.items():
             place = f"teacher.members.{name}"
-            found += [replace(one, place=place) for one in source.findings(labels)]
+            found += [replace(one, place=place) for one in source.findings(self._labels_of(name, labels))]
             found.append(Finding("fact", place, self._bridge(name, labels)))
         return found
 
@@ -142,7 +163,7 @@ class Ensemble(TeacherSource):
         if self._root is not None:
             return load_tokenizer(self._root / member / "tokenizer")
         source = self.members[member]
-        return source.tokenizer([]) if source.trained(labels) else None
+        return source.tokenizer([]) if source.trained(self._labels_of(member, labels)) else None
 
     def _assembled(self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int) -> Teacher:
         """The members as their runs made them."""
@@ -154,7 +175,7 @@ class Ensemble(TeacherSource):
                 raise MissingError(
                     f"member {name!r} is not there", where=str(run), hint="run the whole config again"
                 )
-            part = source.teacher(run / "teacher", labels)
+            part = source.teacher(run / "teacher", self._labels_of(name, labels))
             if source.reads_tokens:
                 own = load_tokenizer(run / "tokenizer")
                 part = _bridged(name, part, own, tokenizer, labels, max_length)
@@ -163,7 +184,8 @@ class Ensemble(TeacherSource):
 
 
 class EnsembleTeacher(Teacher):
-    """Gives the average of its members' answers, without gradient; an ensemble of one is that teacher.
+    """Gives the average of its members' answers, or to the rows of each task its own member's, without
+    gradient; an ensemble of one is that teacher.
 
     Raises DivergedError that names a member whose answer is not finite.
     """
@@ -171,7 +193,8 @@ class EnsembleTeacher(Teacher):
     def __init__(self, members: Mapping[str, Teacher], source: Ensemble, labels: Labels) -> None:
         self._members, self._source, self._labels = dict(members), source, labels
         answers = {name: member.spec.num_labels for name, member in self._members.items()}
-        if len(set(answers.values())) > 1:
+        self._by_task = source.combine == "task"
+        if not self._by_task and len(set(answers.values())) > 1:
             raise ModelError(
                 f"the members give different numbers of scores: {answers}",
                 where="teacher.members",
@@ -188,7 +211,8 @@ class EnsembleTeacher(Teacher):
         """No states: those of members have nothing in common."""
         told = [member.spec for member in self._members.values()]
         shortest = min(spec.max_length for spec in told)
-        return Spec(0, 0, 0, 0, vocab_size=0, num_labels=told[0].num_labels, max_length=shortest)
+        answers = self._labels.num_labels if self._by_task else told[0].num_labels
+        return Spec(0, 0, 0, 0, vocab_size=0, num_labels=answers, max_length=shortest)
 
     @property
     def body(self) -> Student | None:
@@ -214,19 +238,9 @@ class EnsembleTeacher(Teacher):
     def outputs(self, batch: Batch, *, want: Want, swap: Swap | None = None) -> Outputs:
         if swap or want.access > Access.SCORES:
             raise ModelError(f"an ensemble gives {self.access.name} and nothing deeper", where="teacher")
-        said = {}
-        for name, member in self._members.items():
-            start = time.perf_counter()
-            said[name] = member.outputs(batch, want=Want()).logits.float()
-            finite = bool(torch.isfinite(said[name]).all())  # waits for a GPU
-            self._seconds[name] += time.perf_counter() - start
-            if not finite:
-                raise DivergedError(
-                    f"member {name!r} of the teacher gives NaN or infinity (example ids "
-                    f"{batch.ids.tolist()[:8]})",
-                    where=f"teacher.members.{name}",
-                    hint="look at its weights, or leave it out",
-                )
+        if self._by_task:
+            return Outputs(self._own_answers(batch))
+        said = {name: self._said(name, batch) for name in self._members}
         if len(said) == 1:
             return Outputs(next(iter(said.values())))
         logits_MNV = torch.stack(list(said.values()))
@@ -236,6 +250,38 @@ class EnsembleTeacher(Teacher):
             weights_MN = weights_MN * confidence(logits_MNV, batch.targets)
         numbers = self._labels.kind == "regression" or self._source.average == "logits"
         return Outputs((mean_logits if numbers else mean_probabilities)(logits_MNV, weights_MN))
+
+    def _said(self, name: str, batch: Batch) -> Tensor:
+        """`[N, V]` the logits of one member."""
+        start = time.perf_counter()
+        logits_NV = self._members[name].outputs(batch, want=Want()).logits.float()
+        finite = bool(torch.isfinite(logits_NV).all())  # waits for a GPU
+        self._seconds[name] += time.perf_counter() - start
+        if not finite:
+            raise DivergedError(
+                f"member {name!r} of the teacher gives NaN or infinity (example ids "
+                f"{batch.ids.tolist()[:8]})",
+                where=f"teacher.members.{name}",
+                hint="look at its weights, or leave it out",
+            )
+        return logits_NV
+
+    def _own_answers(self, batch: Batch) -> Tensor:
+        """`[B, V]` of each row what its own task's member says, in the columns of that task; 0 in the others,
+        which nobody reads.
+        """
+        if batch.allowed is None:
+            raise ModelError(
+                "it answers rows of one of several tasks, and these are of none", where="teacher"
+            )
+        shape = (batch.num_examples, self._labels.num_labels)
+        logits_BV = torch.zeros(shape, device=batch.mask.device)
+        for name, columns in self._labels.columns.items():
+            (rows,) = batch.allowed[:, columns.start].nonzero(as_tuple=True)
+            if len(rows):
+                own = replace(batch.take(rows), labels=None, allowed=None)
+                logits_BV[rows, columns] = self._said(name, own)
+        return logits_BV
 
     def remarks(self) -> Sequence[str]:
         total = sum(self._seconds.values())

@@ -1,5 +1,5 @@
-"""Rows on their way to a process that measures: tokens, and which of them are answered; no text and no label
-of a row.
+"""Rows on their way to a process that measures: tokens, which of them are answered, and which classes a row
+may have where there are several tasks; no text and no label of a row.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import numpy as np
 
 from distillkit.data.batching import Encoded
 from distillkit.data.scoring import LabelledTokens, WholeExamples
+from distillkit.data.tasks import TaskOfRows
 
 
 def save_samples(samples: Encoded, folder: Path) -> None:
@@ -19,6 +20,9 @@ def save_samples(samples: Encoded, folder: Path) -> None:
         np.save(folder / f"{name}.npy", np.asarray(vars(samples)[name]), allow_pickle=False)
     if samples.scoring.by_token:
         np.save(folder / "labels.npy", np.asarray(samples.labels), allow_pickle=False)
+    if samples.tasks is not None:
+        np.save(folder / "task.npy", samples.tasks.task, allow_pickle=False)
+        np.save(folder / "classes.npy", samples.tasks.classes, allow_pickle=False)
     (folder / "samples.json").write_text(json.dumps({"pad_id": samples.pad_id}))
 
 
@@ -30,6 +34,10 @@ def load_samples(folder: Path) -> Encoded:
     labels = folder / "labels.npy"  # there where tokens are answered, and says which
     by_token = labels.is_file()
     rows = len(arrays["offsets"]) - 1
+    tasks = None
+    if (folder / "task.npy").is_file():
+        task, classes = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("task", "classes"))
+        tasks = TaskOfRows(task, classes, exponent=1.0)  # nothing is drawn there
     return Encoded(
         **arrays,
         labels=np.load(labels, allow_pickle=False) if by_token else None,
@@ -40,4 +48,5 @@ def load_samples(folder: Path) -> Encoded:
         unknown=0,
         digest="",
         scoring=LabelledTokens() if by_token else WholeExamples(),
+        tasks=tasks,
     )

@@ -438,6 +438,7 @@ def joined(rows: Rows, more: Rows) -> Rows:
         texts=rows.texts + more.texts,
         labels=labels,
         digest=_sha(f"{rows.digest} and {more.digest}"),
+        tasks=rows.tasks if rows.tasks is None or more.tasks is None else rows.tasks.joined(more.tasks),
     )
 
 
@@ -453,6 +454,8 @@ def with_copies(rows: Rows, copies: Sequence[Copy], *, labels: Literal["none", "
     more = Rows(source * most + number, tuple(copy.texts for copy in copies), None, f"{most} copies")
     if labels == "keep" and rows.labels is not None:
         more = replace(more, labels=rows.labels[source])
+    if rows.tasks is not None:
+        more = replace(more, tasks=rows.tasks.take(source))
     return joined(rows, more)
 
 

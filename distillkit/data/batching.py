@@ -30,10 +30,10 @@ from distillkit.data.scoring import (
     Scoring,
     WholeExamples,
 )
-from distillkit.data.tasks import Rows
+from distillkit.data.tasks import Rows, TaskOfRows
 from distillkit.data.tokenizers import tokenizer_digest
 from distillkit.errors import DataError, ModelError
-from distillkit.settings import BatchSettings
+from distillkit.settings import BatchSettings, Labels
 from distillkit.types import IGNORED, Batch
 
 POOL_STEPS = 50
@@ -66,7 +66,8 @@ class Encoded:
 
     tokens: flat int32; types: flat int8, the segment of each token; offsets: int64 `[n + 1]`; labels: `[n]`
     as in `Rows`, or flat, one of each token; ids as in `Rows`, positions where rows were cut into sequences;
-    truncated: rows cut at the maximal length; unknown: tokens that are [UNK]; scoring: what a model answers.
+    truncated: rows cut at the maximal length; unknown: tokens that are [UNK]; scoring: what a model answers;
+    tasks: as in `Rows`.
     """
 
     tokens: NDArray[np.int32]
@@ -80,6 +81,7 @@ class Encoded:
     unknown: int
     digest: str
     scoring: Scoring = WholeExamples()  # noqa: RUF009 - holds nothing
+    tasks: TaskOfRows | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -143,6 +145,7 @@ def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, *, max_length: int, c
         unknown=facts["unknown"],
         digest=digest,
         scoring=scoring,
+        tasks=rows.tasks,
     )
 
 
@@ -172,6 +175,7 @@ def collate(encoded: Encoded, rows: NDArray[np.int64], *, epoch: int = 0) -> Bat
         full=bool(lengths.min() == width),
         epoch=epoch,
         scored=None if asked.scored_BL is None else torch.from_numpy(asked.scored_BL),
+        allowed=None if encoded.tasks is None else torch.from_numpy(encoded.tasks.allowed(rows)),
     )
 
 
@@ -198,7 +202,7 @@ def reread(batch: Batch, tokenizer: PreTrainedTokenizerBase, *, max_length: int)
         digest="",
     )
     made = collate(encoded, np.arange(len(encoded)), epoch=batch.epoch).to(batch.mask.device)
-    return replace(made, labels=batch.labels, ids=batch.ids)
+    return replace(made, labels=batch.labels, ids=batch.ids, allowed=batch.allowed)
 
 
 def measured(encoded: Encoded) -> Encoded:
@@ -224,6 +228,20 @@ def drawn(encoded: Encoded, count: int, *, seed: int) -> Encoded:
     if len(encoded) <= count:
         return encoded
     chosen = np.sort(np.random.default_rng([seed, 0x64726177]).permutation(len(encoded))[:count])
+    return _chosen(encoded, chosen, f"{count} drawn by {seed}")
+
+
+def of_task(encoded: Encoded, labels: Labels, name: str) -> Encoded:
+    """The rows of one of several tasks by itself; their classes begin at 0."""
+    assert encoded.tasks is not None
+    rows = np.flatnonzero(encoded.tasks.task == list(labels.tasks).index(name))
+    own = _chosen(encoded, rows, f"of {name}")
+    gold = None if own.labels is None else own.labels - labels.columns[name].start
+    return replace(own, labels=gold, tasks=None)
+
+
+def _chosen(encoded: Encoded, chosen: NDArray[np.int64], named: str) -> Encoded:
+    """The chosen rows in ascending order."""
     kept = np.zeros(len(encoded), dtype=bool)
     kept[chosen] = True
     tokens = np.repeat(kept, encoded.lengths)
@@ -238,7 +256,8 @@ def drawn(encoded: Encoded, count: int, *, seed: int) -> Encoded:
         labels=labels,
         ids=encoded.ids[chosen],
         texts=tuple(encoded.texts[row] for row in chosen),
-        digest=hashlib.sha256(f"{encoded.digest} {count} drawn by {seed}".encode()).hexdigest(),
+        tasks=None if encoded.tasks is None else encoded.tasks.take(chosen),
+        digest=hashlib.sha256(f"{encoded.digest} {named}".encode()).hexdigest(),
     )
 
 
@@ -274,8 +293,31 @@ def sequential_batches(lengths: NDArray[np.int64], *, tokens: int) -> list[NDArr
     return batches
 
 
+def drawn_rows(tasks: TaskOfRows, *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """`[n]` the rows of an epoch of several tasks, as many as there are: a task with n_t rows has a share of
+    n_t^exponent over the sum of these (BAM, Clark et al. 2019: exponent 0.75).
+
+    Each task's rows are dealt from one shuffled pass over them after another, epoch after epoch, so that none
+    comes twice more often than any other of its task.
+    """
+    sizes = np.bincount(tasks.task, minlength=len(tasks.classes))
+    wanted = sizes**tasks.exponent
+    ends = np.round(np.cumsum(wanted) / wanted.sum() * sizes.sum()).astype(np.int64)
+    parts = [np.zeros(0, dtype=np.int64)]
+    for task, count in enumerate(np.diff(ends, prepend=0).tolist()):
+        rows = np.flatnonzero(tasks.task == task)
+        if not count:
+            continue
+        first, size = epoch * count, len(rows)
+        passes = range(first // size, -(-(first + count) // size))
+        order = [np.random.default_rng([seed, task, one, 0x7461736B]).permutation(size) for one in passes]
+        start = first - passes.start * size
+        parts.append(rows[np.concatenate(order)[start : start + count]])
+    return np.concatenate(parts)
+
+
 class TaskFeed(Feed):
-    """Encoded rows as training steps."""
+    """Encoded rows as training steps: each once an epoch, or of several tasks as `drawn_rows` has it."""
 
     def __init__(self, encoded: Encoded, settings: BatchSettings, *, seed: int) -> None:
         self.encoded, self.settings, self.seed = encoded, settings, seed
@@ -291,8 +333,16 @@ class TaskFeed(Feed):
 
     def _epoch(self, epoch: int) -> list[list[NDArray[np.int64]]]:
         if self._plan[0] != epoch:
-            self._plan = (epoch, epoch_plan(self.encoded.lengths, self.settings, seed=self.seed, epoch=epoch))
+            self._plan = (epoch, self._planned(epoch))
         return self._plan[1]
+
+    def _planned(self, epoch: int) -> list[list[NDArray[np.int64]]]:
+        lengths, tasks = self.encoded.lengths, self.encoded.tasks
+        if tasks is None:
+            return epoch_plan(lengths, self.settings, seed=self.seed, epoch=epoch)
+        rows = drawn_rows(tasks, seed=self.seed, epoch=epoch)
+        plan = epoch_plan(lengths[rows], self.settings, seed=self.seed, epoch=epoch)
+        return [[rows[part] for part in step] for step in plan]
 
 
 def _cut(

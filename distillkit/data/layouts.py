@@ -71,9 +71,17 @@ class Segments(Layout):
     def pieces(
         self, texts: Texts, labels: NDArray[Any] | None, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> Pieces:
+        pair_n = np.asarray([len(text) == 2 for text in texts])
+        if pair_n.any() and not pair_n.all():  # several tasks
+            parts = [np.flatnonzero(~pair_n), np.flatnonzero(pair_n)]
+            made = [
+                self.pieces([texts[row] for row in part.tolist()], None, tokenizer, max_length)
+                for part in parts
+            ]
+            return _in_order(made, parts)
         encoded: Any = tokenizer(
             [text[0] for text in texts],
-            [text[1] for text in texts] if len(texts[0]) == 2 else None,
+            [text[1] for text in texts] if pair_n.any() else None,
             truncation="longest_first",
             max_length=max_length,
             return_attention_mask=False,
@@ -220,6 +228,24 @@ def _first_pieces(word_ids: Sequence[int | None], start: int, tags: NDArray[Any]
             labels[position] = tags[start + word]
         before = word
     return labels
+
+
+def _in_order(made: Sequence[Pieces], rows: Sequence[NDArray[np.int64]]) -> Pieces:
+    """Pieces of some rows and of others, without labels, as the pieces of all in the order of the rows."""
+    order = np.argsort(np.concatenate(rows))
+
+    def ordered(name: str) -> NDArray[Any]:
+        parts = [part for one in made for part in np.split(vars(one)[name], np.cumsum(one.lengths)[:-1])]
+        return np.concatenate([parts[row] for row in order])
+
+    lengths = [length for one in made for length in one.lengths]
+    return Pieces(
+        ordered("tokens"),
+        ordered("types"),
+        made[0].labels,
+        [lengths[row] for row in order],
+        sum(one.cut for one in made),
+    )
 
 
 def _pieces(encoded: Any, labels: NDArray[np.int32]) -> Pieces:

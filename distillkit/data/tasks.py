@@ -37,7 +37,7 @@ from distillkit.data.reading import (
     shown,
 )
 from distillkit.errors import ConfigError, DataError
-from distillkit.settings import Labels, TaskSettings
+from distillkit.settings import Labels, SeveralTasks, TaskSettings
 
 _BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")
 _SPAN_TAG = re.compile(r"O|[BIESLU]-.+")
@@ -49,10 +49,36 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
+class TaskOfRows:
+    """Which of several tasks each row is of, and which classes are whose.
+
+    task: `[n]` int64; classes: `[T, V]` bool; exponent: rows of a task are drawn in proportion to their
+    number to this power (see `drawn_rows`).
+    """
+
+    task: NDArray[np.int64]
+    classes: NDArray[np.bool_]
+    exponent: float
+
+    def take(self, index: NDArray[np.int64]) -> TaskOfRows:
+        return replace(self, task=self.task[index])
+
+    def joined(self, more: TaskOfRows) -> TaskOfRows:
+        """Of these rows, and after them of more."""
+        return replace(self, task=np.concatenate([self.task, more.task]))
+
+    def allowed(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """`[B, V]` the classes that each of some rows may have."""
+        allowed: NDArray[np.bool_] = self.classes[self.task[rows]]
+        return allowed
+
+
+@dataclass(frozen=True)
 class Rows:
     """One split. ids: `[n]` int64, stable example ids (rows of the file, or `row_id`); texts: a tuple per
     row, of its segments, words or sentences; labels: `[n]` class ids (int64) or targets (float32), for words
-    one after the other, None where unlabelled; digest: content hash; layout: how rows become tokens.
+    one after the other, None where unlabelled; digest: content hash; layout: how rows become tokens; tasks:
+    which of several tasks each row is of.
     """
 
     ids: NDArray[np.int64]
@@ -60,6 +86,7 @@ class Rows:
     labels: NDArray[Any] | None
     digest: str
     layout: Layout = Segments()  # noqa: RUF009 - frozen
+    tasks: TaskOfRows | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -74,12 +101,13 @@ class Rows:
             texts=tuple(self.texts[row] for row in index),
             labels=labels,
             digest=digest,
+            tasks=None if self.tasks is None else self.tasks.take(index),
         )
 
 
 @dataclass(frozen=True)
 class Task:
-    settings: TaskSettings
+    settings: TaskSettings | SeveralTasks
     labels: Labels
     train: Rows
     validation: Rows
@@ -401,11 +429,20 @@ def unlabelled_rows(task: Task, documents: Iterable[Sequence[str]], digest: str)
     return Rows(np.arange(len(texts)), texts, None, digest, task.train.layout)
 
 
-def load_unlabelled(settings: TaskSettings, source: str, *, base: Path) -> tuple[Rows, tuple[str, ...]]:
+def load_unlabelled(
+    settings: TaskSettings | SeveralTasks, source: str, *, base: Path
+) -> tuple[Rows, tuple[str, ...]]:
     """The rows of a file in the form of the task's own, without labels, and what was noticed.
 
-    Raises DataError (3), or ConfigError (2) for a text column that is not there.
+    Raises DataError (3), or ConfigError (2) for a text column that is not there, or where there are several
+    tasks.
     """
+    if isinstance(settings, SeveralTasks):
+        raise ConfigError(
+            "unlabelled rows would be of none of several tasks",
+            where="distill.unlabelled",
+            hint="leave it out",
+        )
     kind = _Unlabelled()
     table = kind.read(settings, source, "train", base)
     rows, notes = _rows(settings, kind, kind.labels(settings, table), table)

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -33,7 +34,9 @@ def export(
     max_length = student.spec.max_length
     inputs = write_onnx(student, folder / MODEL, opset=settings.opset, metadata=facts(student, labels))
     tokenizer.save_pretrained(folder)
-    names = {"kind": labels.kind, "id2label": dict(enumerate(labels.names))}
+    names: dict[str, Any] = {"kind": labels.kind, "id2label": dict(enumerate(labels.names))}
+    if labels.tasks:  # an example is answered by the columns of its own task
+        names["tasks"] = {task: [one.start, one.stop] for task, one in labels.columns.items()}
     tokens = {"pad_token_id": tokenizer.pad_token_id, "mask_token": tokenizer.mask_token}
     config = {**asdict(student.spec), **names, **tokens, "inputs": list(inputs), "opset": settings.opset}
     (folder / "config.json").write_text(json.dumps(config, indent=1))

@@ -125,8 +125,12 @@ def provider(name: str) -> str:
 
 
 def metric(name: str) -> str:
-    """The metric in words; an unknown one by its name."""
-    return METRIC_NAMES.get(name, label(name))
+    """The metric in words, with the task that it is of where there are several; an unknown one by its
+    name.
+    """
+    task, _, bare = name.rpartition(".")
+    words = METRIC_NAMES.get(bare, label(bare))
+    return f"{words} of {label(task)}" if task else words
 
 
 def kind(name: str) -> str:

@@ -15,7 +15,6 @@ from distillkit.bench.measure import Backend, Role, Variant
 from distillkit.bench.measure import bench as measure_all
 from distillkit.bench.timing import Opened
 from distillkit.data.batching import Encoded
-from distillkit.data.tasks import text_columns
 from distillkit.early_exit import FACTS as EXITS
 from distillkit.encoder import Encoder
 from distillkit.export.bundle import export as export_student
@@ -143,7 +142,7 @@ def _in_this_process(job: Job, model: Teacher) -> Opened:
         logits: NDArray[np.float32] = said.float().cpu().numpy()
         return logits
 
-    segments = range(len(text_columns(job.config.task)))
+    segments = range(max(map(len, job.judged.texts)))
 
     def with_texts(batch: Batch) -> Batch:
         ids, types = batch.inputs["input_ids"], batch.inputs["token_type_ids"]

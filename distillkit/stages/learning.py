@@ -85,22 +85,26 @@ def _kept(job: Job, phase: Phase, stack: LossStack, fixed: Teacher, feed: TaskFe
 def _gate(job: Job, fixed: Teacher) -> None:
     """Refuse a teacher that has nothing to teach, or one of those that it is made of."""
     recipe = job.config.teacher
-    for name, part in fixed.parts.items():
+    by_task = getattr(recipe, "combine", "") == "task"  # the whole is then judged on each of the tasks
+    for name, part in fixed.parts.items() if not by_task else ():
         _judge(job, part, f"teacher.members.{name}", recipe.members[name].allow_weak)  # type: ignore[attr-defined]
     _judge(job, fixed, "teacher", recipe.allow_weak)
 
 
 def _judge(job: Job, fixed: Teacher, named: str, allowed: bool) -> None:
-    """Refuse a teacher that is no better than a constant answer on the validation rows, unless that is
-    allowed. The test rows decide nothing.
+    """Refuse a teacher that is no better than a constant answer on the validation rows (of each task), unless
+    that is allowed. The test rows decide nothing.
     """
     samples = job.samples(job.task.validation)
     train, judged = job.encoded(job.task.train).gold, samples.gold
     assert train is not None and judged is not None
     answers = job.predict(fixed, samples)
-    verdict = evaluate.better_than_majority(job.task.labels, train, judged, answers, seed=job.config.seed)
-    if verdict.passes:
-        return
-    if not allowed:
-        raise preflight.weak(verdict, named)
-    job.progress.say(f"{named}: weak, and allowed to be: {verdict.sentence}")
+    for task, labels, (seen, right), said in evaluate.by_task(
+        job.task.labels, train, judged, answers=answers
+    ):
+        verdict = evaluate.better_than_majority(labels, seen, right, said, seed=job.config.seed)
+        who = f"{named} on {task}" if task else named
+        if not verdict.passes and not allowed:
+            raise preflight.weak(verdict, who)
+        if not verdict.passes:
+            job.progress.say(f"{who}: weak, and allowed to be: {verdict.sentence}")
