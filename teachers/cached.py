@@ -44,8 +44,14 @@ SHARD_BATCHES = 32
 SAMPLE_SHARE, SAMPLE_ROWS = 0.01, 32
 """Rows answered anew when a cache is opened: this share of them, and at least so many."""
 TOLERANCE = {"fp32": 1e-4, "fp16": 4e-3, "bf16": 3e-2}
-"""Largest difference of a new answer, relative to its size, by what is computed and kept in: a few units of
-rounding. Another row, layer or teacher differs by about 1.
+"""Largest difference of new answers, relative to their size, by what is computed and kept in: the root mean
+square over all of them. Rounding stays ten times below: the states of all-MiniLM-L6-v2 in bf16, on SST-2's
+rows in batches of other sizes, differ by 0.003 (a single token of 5,000 by 0.011).
+"""
+STRAY = 4
+"""So many times as much a single answer may differ, for the worst of many grows with their number: one
+token's state was seen at 0.04 in bf16 on a CPU. The states of another row of the same length differ by
+0.33 or more.
 """
 _FORMAT = 1
 _STIR = tuple(value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -213,15 +219,16 @@ class _Recorder:
             self._compare(name, torch.cat(kept[name]), torch.cat(said[name]))
 
     def _compare(self, name: str, kept: Tensor, said: Tensor) -> None:
-        """Root mean squares of each item's difference against the larger of its own size and the column's."""
+        """Each item's difference against the larger of its own size and the column's."""
         dtype = "fp32" if name.startswith("logits") else self.packing.dtype
         limit = max(TOLERANCE[dtype], TOLERANCE[self.keep.precision])
         size = torch.maximum(_rms(said), said.square().mean().sqrt())
-        error = float((_rms(kept - said) / size.clamp(min=1e-30)).max())
-        if not error <= limit:
+        errors = _rms(kept - said) / size.clamp(min=1e-30)
+        typical, worst = float(errors.square().mean().sqrt()), float(errors.max())
+        if not (typical <= limit and worst <= STRAY * limit):
             raise IntegrityError(
-                f"the teacher's {name} differs by {error:.2g} of its size from what is kept; rounding gives "
-                f"{limit:g} at most",
+                f"the teacher's {name} differs by {typical:.2g} of its size from what is kept, at worst by "
+                f"{worst:.2g}; rounding gives {limit:g} and {STRAY * limit:g} at most",
                 where=str(self.folder),
                 hint="it is another teacher, or answers differently each time: remove the folder, and leave "
                 "`cache` out if this comes again",
