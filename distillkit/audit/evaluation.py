@@ -32,7 +32,7 @@ def evaluations(source: str) -> list[Evaluation]:
 def _of_table(path: Path) -> Evaluation:
     """Every column that holds texts, row by row, one column after the other."""
     names = column_names(path)
-    table = read_table(path, names, skip=True, lists=True)
+    table = read_table(path, names, lists=True)
     columns = [_texts(table.columns[name]) for name in names]
     texts = [column for column in columns if words_per_cell(column) >= WORDS]
     if not texts:
