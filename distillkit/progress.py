@@ -98,7 +98,7 @@ def line(stage: str, step: int, total: int, record: Mapping[str, Any]) -> str:
     return (
         f"{stage} {step}/{total} ({100 * step / total:.0f} %, {duration(left)} left)  total "
         f"{record.get('total', 0.0):.4f}  "
-        f"{terms}  {record.get('tokens_per_s', 0.0):,.0f} tokens/s"
+        f"{terms}  {record.get('tokens_per_s', 0.0):,.0f} tokens/s  {record.get('flops', 0.0):.3g} FLOPs"
     )
 
 

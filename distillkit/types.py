@@ -127,6 +127,23 @@ class Batch:
         """Real (unpadded) tokens."""
         return int(self.mask.sum())
 
+    def head(self, rows: int) -> Batch:
+        """The first examples alone."""
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[:rows]
+
+        return replace(
+            self,
+            inputs={name: value[:rows] for name, value in self.inputs.items()},
+            labels=cut(self.labels),
+            mask=self.mask[:rows],
+            ids=self.ids[:rows],
+            texts=None if self.texts is None else self.texts[:rows],
+            sequence_labels=cut(self.sequence_labels),
+            scored=cut(self.scored),
+        )
+
     def to(self, device: torch.device) -> Batch:
         return replace(
             self,
