@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny import LABELS, batch, encoder, tokenizer
-from torch import nn
-from training import program, run
+from training import StopAfter, program, run
 from transformers import (
     BertConfig,
     BertForPreTraining,
@@ -25,7 +25,7 @@ from distillkit.model import FixedTeacher
 from distillkit.objectives.bert import BertObjective
 from distillkit.rundir import MetricsLog
 from distillkit.students.bilstm import Bilstm
-from distillkit.train import Distillation
+from distillkit.train import Distillation, _Loop
 from distillkit.types import Batch
 
 MASKED = 0.15625
@@ -183,14 +183,26 @@ def test_a_distillations_flops_are_three_forwards_of_the_student_and_one_of_the_
     assert all(parameter.grad is None for parameter in made.parameters())
 
 
+def logged(folder: Path) -> list[dict[str, Any]]:
+    return [row for row in MetricsLog(folder / "metrics.jsonl").records() if "flops" in row]
+
+
 def test_the_log_tells_flops_so_far_and_a_resumed_run_goes_on_with_them(tmp_path: Path) -> None:
-    made, _ = run(tmp_path / "whole")
-    records = [row for row in MetricsLog(tmp_path / "whole" / "metrics.jsonl").records() if "flops" in row]
-    told = [row["flops"] for row in records]
-    assert told == sorted(told) and told[0] > 0 and "mfu" not in records[0]
-    state = max((tmp_path / "whole" / "checkpoints").glob("*/state.json")).read_text()
-    assert '"flops_per_token": 0.0' not in state
-    assert isinstance(made, nn.Module)
+    run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", progress=StopAfter(6))
+    run(tmp_path / "killed")
+    whole, killed = ([row["flops"] for row in logged(tmp_path / name)] for name in ("whole", "killed"))
+    assert whole == killed == sorted(whole) and whole[0] > 0
+    assert all("mfu" not in row for row in logged(tmp_path / "whole")), "the peak of this CPU is not known"
+
+
+def test_the_share_of_a_known_peak_that_is_used_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Loop, "_peak", lambda self: 1e15)
+    run(tmp_path)
+    assert all(0 < row["mfu"] < 1 for row in logged(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 from distillkit import catalog, recipe
 from distillkit.audit.contamination import Evaluation
 from distillkit.data.builtin import builtin_table
-from distillkit.data.reading import column_names, read_table, words_per_cell
+from distillkit.data.reading import Table, column_names, half_character, read_table, words_per_cell
 from distillkit.data.tasks import load_task
 from distillkit.errors import DataError
 
@@ -33,15 +33,18 @@ def _of_table(path: Path) -> Evaluation:
     """Every column that holds texts, row by row, one column after the other."""
     names = column_names(path)
     table = read_table(path, names, lists=True)
-    columns = [_texts(table.columns[name]) for name in names]
-    texts = [column for column in columns if words_per_cell(column) >= WORDS]
-    if not texts:
+    columns = {name: _texts(cells) for name, cells in table.columns.items() if not _is_tags(name, table)}
+    found = [texts for texts in columns.values() if words_per_cell(texts) >= WORDS]
+    if not found:
         raise DataError(
             f"no column looks like texts; found {', '.join(map(repr, names))}",
             where=str(path),
             hint=f"texts have {WORDS:.0f} words and more on average",
         )
-    return Evaluation(str(path), tuple(text for column in texts for text in column))
+    for line, *row in zip(table.lines, *found, strict=True):
+        if problem := next(filter(None, map(half_character, row)), ""):
+            raise DataError(f"the text {problem}", where=f"{path}:{line}")
+    return Evaluation(str(path), tuple(text for texts in found for text in texts))
 
 
 def _of_config(path: Path) -> list[Evaluation]:
@@ -57,6 +60,16 @@ def _of_config(path: Path) -> list[Evaluation]:
         for split, rows in splits.items()
         if rows is not None
     ]
+
+
+def _is_tags(name: str, table: Table) -> bool:
+    """Whether a column of lists stands beside one with more different entries: that one has the words."""
+    sizes = {
+        column: len({str(entry) for cell in cells for entry in cell})
+        for column, cells in table.columns.items()
+        if all(isinstance(cell, list) for cell in cells)
+    }
+    return name in sizes and name != max(sizes, key=lambda column: sizes[column])
 
 
 def _texts(cells: Sequence[Any]) -> list[str]:

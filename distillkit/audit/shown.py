@@ -99,8 +99,9 @@ def _overlaps(audit: Audit) -> Table:
     )
     for overlap in audit.overlaps:
         counts = (overlap.short, overlap.whole, overlap.overlapping, overlap.verbatim)
-        first = ", ".join(map(str, overlap.examples))
-        either = f"{percent(overlap.share)}" + (f" (numbers {first} …)" if first else "")
+        first = ", ".join(f"{number:,}" for number in overlap.examples)
+        more = ", …" if overlap.contaminated > len(overlap.examples) else ""
+        either = percent(overlap.share) + (f" (numbers {first}{more})" if first else "")
         row = (overlap.name, f"{overlap.texts:,}", *(f"{count:,}" for count in counts), either)
         table.add_row(*map(_cell, row))
     return table

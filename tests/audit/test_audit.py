@@ -120,13 +120,27 @@ def test_an_audit_is_the_same_whenever_it_is_made(here: Path) -> None:
     assert answers[0] == answers[1]
 
 
+def test_no_torch_is_imported_for_a_corpus_alone(here: Path) -> None:
+    """It takes seconds."""
+    audited = "from distillkit.cli import main; main(['corpus', 'corpus.jsonl', '--quiet'])"
+    code = f"{audited}; import sys; assert 'torch' not in sys.modules"
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+    )
+
+
 def test_a_config_stands_for_its_validation_and_test_rows(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_data(here)
     rows = [json.loads(line)["text"] for line in (here / "validation.jsonl").read_text().splitlines()]
     (here / "leaky.txt").write_text("\n".join(f"{row}.\n" for row in rows[:20]))
-    (here / "test.jsonl").write_text(json.dumps({"tokens": ["so", "many", "words"], "label": 3}) + "\n")
+    words, tags = ["so", "many", "other", "words"], ["O", "O", "O", "O"]
+    (here / "test.jsonl").write_text(json.dumps({"tags": tags, "tokens": words, "label": 3}) + "\n")
     write_config(here)
     found = told(capsys, "leaky.txt", "--against", "config.yaml", "--against", "test.jsonl")["overlaps"]
     assert [(one["name"], one["texts"], one["contaminated"]) for one in found] == [
@@ -162,6 +176,7 @@ def test_tokens_are_those_of_the_tokenizer(here: Path, capsys: pytest.CaptureFix
         (["empty.jsonl"], 3, ("empty.jsonl", "no sentences")),
         (["corpus.jsonl", "--against", "tset.csv"], 3, ("tset.csv",)),
         (["corpus.jsonl", "--against", "labels.csv"], 3, ("labels.csv", "'label'", "3 words")),
+        (["corpus.jsonl", "--against", "half.jsonl"], 3, ("half.jsonl:2", "surrogate")),
         (["corpus.jsonl", "--against", "config.yaml"], 2, ("config.yaml",)),
         (["corpus.jsonl", "--tokenizer", "."], 4, ("tokenizer.json",)),
         ([], 2, ("PATH",)),
@@ -173,6 +188,7 @@ def test_bad_input_is_told_in_words(
     (here / "bad.jsonl").write_text('{"text": "fine."}\n{"text": 3}\n')
     (here / "empty.jsonl").write_text('{"text": ""}\n{"text": " "}\n')
     (here / "labels.csv").write_text("label\na\nb\n")
+    (here / "half.jsonl").write_text('{"text": "a plain text"}\n{"text": "half of one \\ud83d"}\n')
     assert main(["corpus", *arguments]) == code
     said = capsys.readouterr().err
     assert [word for word in words if word not in said] == [], said
