@@ -38,7 +38,8 @@ class State:
     """Where training stands after `step` optimizer steps; `index` is the next step within `epoch`.
 
     unevaluated: it was stopped within the evaluation that follows this step. scaler: state of the fp16 loss
-    scaler, and how many steps it skipped in a row.
+    scaler, and how many steps it skipped in a row. tokens: read so far; padded: with their padding;
+    flops_per_token: of forward and backward, padding included, as counted on the first batch (0: not yet).
     """
 
     step: int = 0
@@ -48,6 +49,8 @@ class State:
     unevaluated: bool = False
     seconds: float = 0.0
     tokens: int = 0
+    padded: int = 0
+    flops_per_token: float = 0.0
     scaler: Mapping[str, float] = field(default_factory=dict)
     skipped: int = 0
 

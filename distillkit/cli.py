@@ -297,6 +297,49 @@ def compare(
         _console().print(compared.table())
 
 
+@app.command(
+    epilog=_examples(
+        "distillkit corpus corpus/ --against config.yaml", "distillkit corpus builtin:rotten_tomatoes --json"
+    )
+)
+def corpus(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="a file, a folder, or builtin:NAME")],
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against",
+            metavar="FILE",
+            help="evaluation rows, a config, builtin:NAME; repeatable",
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", help="a folder with a tokenizer to count tokens with")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Look at a corpus: sizes, copies, languages, addresses and keys, and evaluation texts in it."""
+    from distillkit.audit.corpus import audit_corpus
+    from distillkit.audit.shown import shown
+    from distillkit.progress import Progress
+
+    evaluations, tokens = [], None
+    if against:
+        from distillkit.audit import evaluation
+
+        evaluations = [found for source in against for found in evaluation.evaluations(source)]
+    if tokenizer is not None:
+        from distillkit.data.tokenizers import load_tokenizer, token_counts
+
+        tokens = token_counts(load_tokenizer(tokenizer))
+    progress = Progress.make("quiet" if quiet else "auto", main=True)
+    audited = audit_corpus(path, base=Path(), progress=progress, evaluations=evaluations, tokens=tokens)
+    if as_json:
+        print(json.dumps(audited.as_json(), indent=1))
+    else:
+        _console().print(shown(audited))
+
+
 @app.command(epilog=_examples("distillkit doctor", "distillkit doctor --json"))
 def doctor(as_json: AsJson = False) -> None:
     """Check this machine and installation; ends with 5 where something is broken."""

@@ -35,10 +35,13 @@ class ModelCost:
 
 @dataclass(frozen=True)
 class StepCost:
-    """One optimizer step. memory: bytes of weights, gradients and moments, and of what backward keeps."""
+    """One optimizer step. memory: bytes of weights, gradients and moments, and of what backward keeps;
+    flops_per_token: of forward and backward for each real token, a multiply-add is 2.
+    """
 
     seconds: float
     memory: int
+    flops_per_token: float
 
 
 def model_cost(model: Student, max_length: int) -> ModelCost:
@@ -53,21 +56,25 @@ def model_cost(model: Student, max_length: int) -> ModelCost:
 
 
 def step_cost(program: Program, feed: Feed, device: torch.device) -> StepCost:
-    """Run the first steps of an epoch forward and backward; the median time counts, nothing is updated."""
+    """Run the first steps of an epoch forward and backward; the median time counts, nothing is updated. FLOPs
+    are counted on the first of them.
+    """
     program.to(device)
     program.place(device)
     program.train()
-    seconds, kept = [], 0
+    seconds, kept, real, padded = [], 0, 0, 0
     for index in range(min(TIMED_STEPS, feed.num_steps(0))):
         start = time.perf_counter()
         for batch in feed.step(0, index):
             kept = max(kept, _forward_backward(program, batch.to(device)))
+            real, padded = real + batch.num_tokens, padded + batch.mask.numel()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
     program.zero_grad(set_to_none=True)
+    flops = program.flops_per_token(feed.step(0, 0)[0].to(device)) * padded / max(1, real)
     trained = sum(parameter.numel() for parameter in program.parameters() if parameter.requires_grad)
-    return StepCost(median(seconds), BYTES_TRAINED * trained + kept)
+    return StepCost(median(seconds), BYTES_TRAINED * trained + kept, flops)
 
 
 def free_memory(device: torch.device) -> int:

@@ -12,7 +12,15 @@ from typing import Any
 
 from distillkit import catalog, files
 from distillkit.data.corpora import documents
-from distillkit.data.reading import Table, check_file, column_names, find_tables, kind_of, read_table
+from distillkit.data.reading import (
+    Table,
+    check_file,
+    column_names,
+    find_tables,
+    kind_of,
+    read_table,
+    words_per_cell,
+)
 from distillkit.errors import ConfigError
 from distillkit.schema import json_schema
 
@@ -226,7 +234,7 @@ def _roles(path: Path, columns: Mapping[str, list[Any]]) -> tuple[tuple[str, ...
     label = next(
         (column for column in labels if named and column.lower() == named[0]), labels[-1] if labels else ""
     )
-    texts = [name for name in columns if name != label and _words(columns[name]) >= WORDS]
+    texts = [name for name in columns if name != label and words_per_cell(columns[name]) >= WORDS]
     if not texts:
         texts = [name for name in columns if name != label and name.lower() in ("text", "sentence", "review")]
     if not label or not texts:
@@ -239,16 +247,11 @@ def _roles(path: Path, columns: Mapping[str, list[Any]]) -> tuple[tuple[str, ...
     return tuple(texts[:2]), label
 
 
-def _words(cells: Sequence[Any]) -> float:
-    texts = [cell for cell in cells if isinstance(cell, str)]
-    return sum(len(text.split()) for text in texts) / len(cells) if texts else 0.0
-
-
 def _is_class(cells: Sequence[Any]) -> bool:
     """Few different short values, each of them often."""
     found = {str(cell) for cell in cells}
     few = 2 <= len(found) <= min(MOST_CLASSES, max(2, len(cells) // 2))
-    return few and all(isinstance(cell, str | int) for cell in cells) and _words(cells) < WORDS
+    return few and all(isinstance(cell, str | int) for cell in cells) and words_per_cell(cells) < WORDS
 
 
 def _is_regression(cells: Sequence[Any]) -> bool:

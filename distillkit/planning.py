@@ -28,6 +28,7 @@ from distillkit.data.corpora import documents
 from distillkit.data.several import load_tasks
 from distillkit.data.tasks import KINDS, Rows, Task, load_unlabelled
 from distillkit.estimates import BYTES_FIXED, ModelCost, free_memory, model_cost, step_cost
+from distillkit.flops import HONEST
 from distillkit.losses.base import TEACHER, LossStack
 from distillkit.losses.gold import Gold
 from distillkit.model import (
@@ -44,7 +45,7 @@ from distillkit.preflight import Meeting, Named, Prospect
 from distillkit.progress import duration
 from distillkit.recipe import Loaded
 from distillkit.report.text import clean, scaled, size
-from distillkit.settings import Phase
+from distillkit.settings import Phase, PretrainSettings
 from distillkit.stacks import build_stacks, check_access, check_student, interchange_of
 from distillkit.train import Distillation, Program, make_accelerator
 from distillkit.types import Finding
@@ -69,12 +70,15 @@ class LossPlan:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One trained stage: optimizer steps, and seconds and bytes as estimated on this machine."""
+    """One trained stage: optimizer steps, seconds and bytes as estimated on this machine, and FLOPs of all
+    its forwards and backwards (a multiply-add is 2; 0 where that is not known).
+    """
 
     stage: str
     steps: int
     seconds: float
     memory: int
+    flops: float
 
 
 @dataclass(frozen=True)
@@ -149,16 +153,24 @@ class Plan:
         for loss in self.losses:
             yield f"loss {loss.name}", f"{loss.shown_weight} x {loss.use}, needs {loss.needs}"
         for stage in self.stages:
-            cost = f"about {duration(stage.seconds)}, {size(stage.memory)} of memory"
+            cost = f"about {duration(stage.seconds)}, {_flops(stage.flops)}, {size(stage.memory)} of memory"
             yield f"train {stage.stage}", f"{stage.steps:,} steps, {cost}"
         if len(self.stages) > 1:
-            yield "train in all", f"about {duration(sum(stage.seconds for stage in self.stages))}"
+            flops = sum(stage.flops for stage in self.stages)
+            yield (
+                "train in all",
+                f"about {duration(sum(stage.seconds for stage in self.stages))}, {_flops(flops)}",
+            )
 
     def _found(self) -> Iterator[tuple[str, str]]:
         for found in self.findings:
             yield found.severity, f"{found.place}: {found.sentence}"
         for note in self.notes:
             yield "note", note
+
+
+def _flops(value: float) -> str:
+    return f"{scaled(value)} FLOPs" if value else "FLOPs not known"
 
 
 @dataclass(frozen=True)
@@ -179,6 +191,10 @@ class _Draft:
     def scale(self) -> float:
         """Training rows over rows that were tokenised."""
         return len(self.named.task.train) / len(preflight.sample(self.named.task.train, SAMPLE_ROWS))
+
+    def tokens_per_step(self, feed: TaskFeed) -> float:
+        """Real tokens of a step, on average."""
+        return float(self.encoded.lengths.sum()) / feed.num_steps(0)
 
 
 def plan(loaded: Loaded) -> Plan:
@@ -351,13 +367,23 @@ def _teacher_stages(draft: _Draft) -> Iterator[StagePlan]:
     model.eval().requires_grad_(False)
     if source.pretrain is not None:
         a_step = source.pretrain.batch * source.pretrain.max_length
-        ratio = a_step / (float(draft.encoded.lengths.sum()) / feed.num_steps(0))
+        ratio = a_step / draft.tokens_per_step(feed)
         steps = source.pretrain.steps
-        yield StagePlan("pretrain", steps, steps * cost.seconds * ratio, int(cost.memory * max(1.0, ratio)))
+        memory = int(cost.memory * max(1.0, ratio))
+        flops = _pretraining_flops(source, source.pretrain, draft)
+        yield StagePlan("pretrain", steps, steps * cost.seconds * ratio, memory, flops)
     training = source.training(draft.named.task.labels)
     if training is not None:
         steps = training.epochs * round(feed.num_steps(0) * draft.scale)
-        yield StagePlan("teacher", steps, steps * cost.seconds, cost.memory)
+        flops = steps * draft.tokens_per_step(feed) * cost.flops_per_token
+        yield StagePlan("teacher", steps, steps * cost.seconds, cost.memory, flops)
+
+
+def _pretraining_flops(source: TrainableTeacherSource, settings: PretrainSettings, draft: _Draft) -> float:
+    """Of all steps, were every sequence as long as it may be."""
+    with torch.device("meta"):
+        model, objective = source.pretraining(draft.prospect.tokenizer)
+    return HONEST.training(objective.flops(model, settings.max_length), settings.steps * settings.batch)
 
 
 def _student_stages(draft: _Draft) -> Iterator[StagePlan]:
@@ -375,8 +401,9 @@ def _student_stages(draft: _Draft) -> Iterator[StagePlan]:
             program = peers_of(config, index, stack, _students(draft), in_turn=False)
         cost = step_cost(program, feed, draft.device)
         steps = phase.epochs * round(feed.num_steps(0) * _rows(phase, draft) / sampled)
+        flops = steps * draft.tokens_per_step(feed) * cost.flops_per_token
         name = "student" if len(config.phases) == 1 else f"student, phase {index + 1}"
-        yield StagePlan(name, steps, steps * cost.seconds, cost.memory + fixed)
+        yield StagePlan(name, steps, steps * cost.seconds, cost.memory + fixed, flops)
 
 
 def _students(draft: _Draft) -> dict[str, Student]:

@@ -35,8 +35,12 @@ class Progress(ABC):
         """One line that stays."""
 
     @abstractmethod
+    def show(self, text: str, *, last: bool = False) -> None:
+        """A line that the next one replaces; where it cannot, only some are said, and the last."""
+
     def step(self, stage: str, step: int, total: int, record: Mapping[str, Any]) -> None:
         """After a logged step; `record` is its line of metrics.jsonl."""
+        self.show(line(stage, step, total, record), last=step == total)
 
     def close(self) -> None:  # noqa: B027 - most have nothing to close
         """The stage is over."""
@@ -46,7 +50,7 @@ class Quiet(Progress):
     def say(self, message: str) -> None:
         pass
 
-    def step(self, stage: str, step: int, total: int, record: Mapping[str, Any]) -> None:
+    def show(self, text: str, *, last: bool = False) -> None:
         pass
 
 
@@ -59,10 +63,10 @@ class Plain(Progress):
     def say(self, message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
-    def step(self, stage: str, step: int, total: int, record: Mapping[str, Any]) -> None:
-        if time.monotonic() - self._last >= QUIET_SECONDS or step == total:
+    def show(self, text: str, *, last: bool = False) -> None:
+        if time.monotonic() - self._last >= QUIET_SECONDS or last:
             self._last = time.monotonic()
-            self.say(line(stage, step, total, record))
+            self.say(text)
 
 
 class OnTerminal(Progress):
@@ -75,11 +79,11 @@ class OnTerminal(Progress):
     def say(self, message: str) -> None:
         self._console.print(Text(message))
 
-    def step(self, stage: str, step: int, total: int, record: Mapping[str, Any]) -> None:
+    def show(self, text: str, *, last: bool = False) -> None:
         if self._live is None:
             self._live = Live(console=self._console, refresh_per_second=4)
             self._live.start()
-        self._live.update(Text(line(stage, step, total, record)))
+        self._live.update(Text(text))
 
     def close(self) -> None:
         if self._live is not None:
@@ -94,7 +98,7 @@ def line(stage: str, step: int, total: int, record: Mapping[str, Any]) -> str:
     return (
         f"{stage} {step}/{total} ({100 * step / total:.0f} %, {duration(left)} left)  total "
         f"{record.get('total', 0.0):.4f}  "
-        f"{terms}  {record.get('tokens_per_s', 0.0):,.0f} tokens/s"
+        f"{terms}  {record.get('tokens_per_s', 0.0):,.0f} tokens/s  {record.get('flops', 0.0):.3g} FLOPs"
     )
 
 

@@ -40,6 +40,7 @@ from distillkit.errors import (
     ResourceError,
     StoppedError,
 )
+from distillkit.flops import counted, peak
 from distillkit.interchange import Interchange, run_twice
 from distillkit.losses.base import LossStack, gradient_shares, joined
 from distillkit.metrics import LOWER_IS_BETTER
@@ -59,6 +60,9 @@ PROBE_EVERY = 5
 """Logged steps between two measurements of the terms' gradient shares (each costs a forward and a backward
 per term).
 """
+
+COUNTED_ROWS = 4
+"""Rows that FLOPs are counted on: counting keeps whole attention matrices."""
 
 
 class Program(nn.Module, ABC):
@@ -81,6 +85,19 @@ class Program(nn.Module, ABC):
         """(this batch's share of the total, detached unweighted share of each term); see `joined`."""
         terms = self.terms(batch)  # a Pretraining learns its weights here
         return joined(terms, self.weights, self.counts(batch), totals)
+
+    def flops_per_token(self, batch: Batch) -> float:
+        """FLOPs of forward and backward for a token, padding included, as torch counts them on the first rows
+        of a micro-batch; leaves no gradients.
+        """
+        rows = batch.take(torch.arange(min(COUNTED_ROWS, batch.num_examples), device=batch.mask.device))
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+        def step() -> None:
+            total = torch.stack(list(self.terms(rows).values())).sum()
+            torch.autograd.grad(total, trained, allow_unused=True)
+
+        return counted(step) / rows.mask.numel()
 
     def check(self, batch: Batch) -> None:
         """Raise where a configured term cannot act; called once with the first batch."""
@@ -330,7 +347,11 @@ class _Loop:
         if self.state.index >= self.feed.num_steps(self.state.epoch):  # forced onto fewer rows
             self.state = replace(self.state, epoch=self.state.epoch + 1, index=0)
         torch.manual_seed(_key(self.settings, self.state.step, 0))
-        self.program.check(self._telling().to(self.device))
+        telling = self._telling().to(self.device)
+        self.program.check(telling)
+        if not self.state.flops_per_token:
+            self.state = replace(self.state, flops_per_token=self.program.flops_per_token(telling))
+        self.peak = self._peak()
         self.wrapped = self.parallel.wrap(self.program)
         self.optimizer = build_optimizer(self.program, self.settings.optimizer)
         checkpoint.load_slots(self.program, self.optimizer, slots)
@@ -339,6 +360,13 @@ class _Loop:
         self.scaler = self.accelerator.scaler
         if self.scaler is not None and self.state.scaler:
             self.scaler.load_state_dict(dict(self.state.scaler))
+
+    def _peak(self) -> float | None:
+        """FLOPs a second that all devices together can reach, where that is known."""
+        if self.device.type == "cpu":
+            return None
+        one = peak(torch.cuda.get_device_name(self.device), self.accelerator.mixed_precision)
+        return None if one is None else one * self.world
 
     def _telling(self) -> Batch:
         """A batch to check the terms on: the first from here on, around the epoch, in which every term counts
@@ -368,6 +396,7 @@ class _Loop:
                 index=0 if last_of_epoch else index + 1,
                 seconds=self.began.seconds + time.monotonic() - clock,
                 tokens=self.state.tokens + sum(micro.num_tokens for micro in micros),
+                padded=self.state.padded + sum(micro.mask.numel() for micro in micros),
                 scaler=self.scaler.state_dict() if self.scaler is not None else {},
                 skipped=self.state.skipped + 1 if skipped else 0,
             )
@@ -476,9 +505,12 @@ class _Loop:
             "grad_norm": norm if math.isfinite(norm) else None,
             "tokens_per_s": window.speed,
             "padding": window.padding,
+            "flops": self.state.padded * self.state.flops_per_token,
             "seconds": self.state.seconds,
             "eta_seconds": (self.total - step) * pace,
         }
+        if self.peak is not None:
+            record["mfu"] = window.padded_speed * self.state.flops_per_token / self.peak
         if self.state.skipped:
             record["skipped"] = self.state.skipped  # steps in a row that overflowed in fp16
         if len(values) > 1 and (step // self.settings.runtime.log_every) % PROBE_EVERY == 1:
@@ -572,6 +604,10 @@ class _Window:
     @property
     def speed(self) -> float:
         return self.real / max(1e-9, time.monotonic() - self.start)
+
+    @property
+    def padded_speed(self) -> float:
+        return self.all / max(1e-9, time.monotonic() - self.start)
 
     @property
     def padding(self) -> float:

@@ -145,16 +145,21 @@ class Batch:
         )
 
     def take(self, rows: Tensor) -> Batch:
-        """The chosen examples (int64 positions), of a batch that is answered by whole examples."""
-        chosen = rows.tolist()
+        """The chosen examples (int64 positions)."""
+
+        def taken(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[rows]
+
         return replace(
             self,
             inputs={name: value[rows] for name, value in self.inputs.items()},
-            labels=None if self.labels is None else self.labels[rows],
+            labels=taken(self.labels),
             mask=self.mask[rows],
             ids=self.ids[rows],
-            texts=None if self.texts is None else tuple(self.texts[row] for row in chosen),
-            allowed=None if self.allowed is None else self.allowed[rows],
+            texts=None if self.texts is None else tuple(self.texts[row] for row in rows.tolist()),
+            sequence_labels=taken(self.sequence_labels),
+            scored=taken(self.scored),
+            allowed=taken(self.allowed),
         )
 
 

@@ -40,6 +40,9 @@ def test_what_is_planned_is_what_is_run(here: Path) -> None:
     last = {row["stage"]: row["step"] for row in run.metrics.records()}
     assert {stage.stage: stage.steps for stage in told.stages} == last
     assert all(stage.seconds > 0 and stage.memory > 0 for stage in told.stages)
+    done = {row["stage"]: row["flops"] for row in run.metrics.records() if "flops" in row}
+    for stage in told.stages:
+        assert stage.flops == pytest.approx(done[stage.stage], rel=0.25), stage.stage
     by_name = {loss.name: loss for loss in told.losses}
     assert by_name["gold"].needs == "no teacher" and by_name["kd"].needs == "SCORES"
     assert by_name["states"].needs.endswith("STATES")

@@ -325,7 +325,7 @@ class Overflowing(Loss):
 
     def __init__(self, when: Callable[[int], bool]) -> None:
         super().__init__()
-        self.when, self.calls = when, -1  # the check before the first step is a call too
+        self.when, self.calls = when, -2  # the check and the count before the first step are calls too
 
     def forward(self, step: Step) -> Tensor:
         logits = step.student.logits

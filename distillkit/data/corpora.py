@@ -31,7 +31,7 @@ def documents(source: str, *, base: Path) -> Iterator[list[str]]:
     one.
     """
     empty = True
-    for document in _documents(source, base):
+    for document in all_documents(source, base=base):
         if document:
             empty = False
             yield document
@@ -82,7 +82,8 @@ def sentences(paragraph: str) -> list[str]:
     return [piece for piece in pieces if piece]
 
 
-def _documents(source: str, base: Path) -> Iterator[list[str]]:
+def all_documents(source: str, *, base: Path) -> Iterator[list[str]]:
+    """The same with the empty ones: rows of JSON Lines without text. An empty corpus has none."""
     if source.startswith("builtin:"):
         for text in builtin_texts(source.removeprefix("builtin:")):
             yield [sentence for line in text.splitlines() for sentence in sentences(line)]
@@ -96,10 +97,11 @@ def _text_documents(path: Path) -> Iterator[list[str]]:
     for _, line in _lines(path):
         if line.strip():
             document += sentences(line)
-        else:
+        elif document:
             yield document
             document = []
-    yield document
+    if document:
+        yield document
 
 
 def _json_documents(path: Path) -> Iterator[list[str]]:

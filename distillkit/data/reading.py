@@ -256,6 +256,12 @@ def missing_column(path: Path, wanted: str, found: Sequence[str]) -> ConfigError
     )
 
 
+def words_per_cell(cells: Sequence[Any]) -> float:
+    """Words (between white space) that a cell has on average; one that is no text has none."""
+    texts = [cell for cell in cells if isinstance(cell, str)]
+    return sum(len(text.split()) for text in texts) / len(cells) if texts else 0.0
+
+
 def half_character(text: str) -> str:
     """What is wrong with a text that cannot be encoded, or ''."""
     try:

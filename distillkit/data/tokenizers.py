@@ -6,7 +6,7 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,17 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             hint="set pad_token in tokenizer_config.json",
         )
     return tokenizer
+
+
+def token_counts(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[str]], list[tuple[int, int]]]:
+    """A function from texts to (tokens, unknown ones among them) of each, special tokens left out."""
+    backend, unknown = tokenizer.backend_tokenizer, tokenizer.unk_token_id
+
+    def counts(texts: Sequence[str]) -> list[tuple[int, int]]:
+        ids = [encoding.ids for encoding in backend.encode_batch(list(texts), add_special_tokens=False)]
+        return [(len(one), one.count(unknown)) for one in ids]
+
+    return counts
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -62,6 +62,12 @@ class Objective(ABC):
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, LossTerm]:
         """One forward of the model and its named terms (each a mean over its counted positions)."""
 
+    def flops(self, model: nn.Module, length: int) -> float:
+        """FLOPs of one forward on one sequence of `length` tokens (`flops.HONEST`); 0 where it is not known.
+        The model may be on the meta device.
+        """
+        return 0.0
+
     def metrics(self, examples: Examples) -> Mapping[str, float]:
         """Figures worth logging of an epoch's data (how many, how long, balance of labels)."""
         return {}

@@ -29,6 +29,7 @@ from transformers import BertForPreTraining, PreTrainedTokenizerBase
 from distillkit import files
 from distillkit.data.masking import choose, choose_words, corrupt, keyed_uniform
 from distillkit.errors import DataError
+from distillkit.flops import HONEST, Shape
 from distillkit.objectives.base import Examples, LossTerm, Objective
 from distillkit.types import IGNORED, Batch
 
@@ -157,6 +158,22 @@ class BertObjective(Objective):
         mlm = functional.cross_entropy(scores_NV.float(), targets_N, reduction="sum") / max(1, len(targets_N))
         nsp = functional.cross_entropy(next_B2.float(), batch.sequence_labels)
         return {"mlm": LossTerm(mlm, len(targets_N)), "nsp": LossTerm(nsp, batch.num_examples)}
+
+    def flops(self, model: nn.Module, length: int) -> float:
+        assert isinstance(model, BertForPreTraining)
+        config = model.config
+        shape = Shape(
+            layers=config.num_hidden_layers,
+            width=config.hidden_size,
+            heads=config.num_attention_heads,
+            inner=config.intermediate_size,
+            vocabulary=config.vocab_size,
+            embedding=config.hidden_size,
+            attended=config.hidden_size,
+        )
+        answers = max(1, round(self.mask_rate * length))
+        heads = HONEST.vocabulary_head(shape, answers) + HONEST.example_head(shape, 2)
+        return HONEST.encoder(shape, length) + heads
 
     def metrics(self, examples: Examples) -> Mapping[str, float]:
         assert isinstance(examples, Pairs)
