@@ -77,3 +77,10 @@ class Examples(Protocol):
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each sequence, special tokens included."""
+
+
+def inputs_of(batch: Batch) -> dict[str, Tensor]:
+    """What a body is called with; where nothing is padded without a mask, which is the same and faster."""
+    return {
+        name: value for name, value in batch.inputs.items() if not (batch.full and name == "attention_mask")
+    }
