@@ -104,6 +104,10 @@ class Student(nn.Module, ABC):
         V]`, or `[B, L, V]` of every token where the task asks for tokens.
         """
 
+    def layers(self) -> Sequence[Sequence[nn.Parameter]]:
+        """Its parameters by depth, from the embeddings up to the head; all in one where it has no blocks."""
+        return [list(self.parameters())]
+
     def segments(self) -> Sequence[nn.Module]:
         """Parts that run one after the other, each with an answer of its own, where it may answer early
         (`distillkit.segments`); none where it cannot.

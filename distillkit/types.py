@@ -94,6 +94,8 @@ class Batch:
         there is none.
     full: nothing is padded, known without looking at the mask; attention then needs none.
     texts: the raw texts, for teachers that take no token ids; a tuple per example, one entry per segment.
+    uniform: `[B, L]` float64 in [0, 1), keyed by (seed, epoch, id, position): what a step draws its samples
+        with (the tokens of a generator); None: nothing is sampled.
     """
 
     inputs: Mapping[str, Tensor]
@@ -105,6 +107,7 @@ class Batch:
     full: bool = False
     scored: Tensor | None = None
     epoch: int = 0
+    uniform: Tensor | None = None
 
     @property
     def num_examples(self) -> int:
@@ -138,6 +141,7 @@ class Batch:
             if self.sequence_labels is None
             else self.sequence_labels.to(device, non_blocking=True),
             scored=None if self.scored is None else self.scored.to(device, non_blocking=True),
+            uniform=None if self.uniform is None else self.uniform.to(device, non_blocking=True),
         )
 
 
