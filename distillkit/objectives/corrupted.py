@@ -71,7 +71,8 @@ class MainTask(ABC):
 
     def figures(self, tallies: Mapping[str, Tensor]) -> dict[str, float]:
         """Figures worth logging; a tally of two numbers is a share, part and whole."""
-        return {name: float(part / whole) for name, (part, whole) in tallies.items() if whole}
+        pairs = {name: tuple(sums.tolist()) for name, sums in tallies.items()}
+        return _defined(pairs)
 
     def warnings(self, terms: Mapping[str, float], figures: Mapping[str, float]) -> Sequence[str]:
         """What is going wrong, in sentences."""

@@ -254,20 +254,30 @@ class Adversarial(ElectraObjective):
         self, model: GeneratorPair, guess: Guess, seen: Corrupted, costs_N: Tensor
     ) -> dict[str, LossTerm]:
         rewards_N = costs_N.detach()[seen.chosen[self.task.counted(seen.real, seen.chosen)]]
-        trust_N = model.heads["baseline"](guess.states.detach()).squeeze(-1).float()
-        expected_N = -functional.logsigmoid(trust_N)
         law_NV = self._law(model, guess.scores, guess.targets)
-        improbable_N = functional.cross_entropy(law_NV, guess.sampled, reduction="none")
-        policy = _mean(improbable_N * (rewards_N - expected_N.detach()))
-        baseline = _mean(
-            functional.binary_cross_entropy_with_logits(trust_N, (-rewards_N).exp(), reduction="none")
-        )
-        likelihood = functional.cross_entropy(guess.scores.detach(), guess.targets, reduction="none")
-        told = {**_judged(guess), "generator_mlm": share(likelihood), "reward": share(rewards_N)}
+        fooled_N = model.heads["baseline"](guess.states.detach()).squeeze(-1).float()
+        policy_N, baseline_N = policy_costs(law_NV, guess.sampled, rewards_N, fooled_N)
+        likelihood_N = functional.cross_entropy(guess.scores.detach(), guess.targets, reduction="none")
+        told = {**_judged(guess), "generator_mlm": share(likelihood_N), "reward": share(rewards_N)}
         return {
-            "generator": LossTerm(policy, len(rewards_N), tallies=told),
-            "baseline": LossTerm(baseline, len(rewards_N)),
+            "generator": LossTerm(_mean(policy_N), len(policy_N), tallies=told),
+            "baseline": LossTerm(_mean(baseline_N), len(baseline_N)),
         }
+
+
+def policy_costs(
+    law_NV: Tensor, sampled_N: Tensor, rewards_N: Tensor, baseline_N: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(`[N]` terms whose gradient is, on average over the samples, that of minus the expected reward; `[N]`
+    costs of the baseline).
+
+    law: scores whose softmax was sampled from; rewards: -log q, q the probability that the discriminator gave
+    the truth; baseline: logit of its guess of q.
+    """
+    improbable_N = functional.cross_entropy(law_NV, sampled_N, reduction="none")
+    expected_N = -functional.logsigmoid(baseline_N.detach())
+    costs_N = functional.binary_cross_entropy_with_logits(baseline_N, (-rewards_N).exp(), reduction="none")
+    return improbable_N * (rewards_N - expected_N), costs_N
 
 
 def pack(corpus: Corpus, generator: random.Random, short_sequences: float) -> Sequences:
