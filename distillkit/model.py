@@ -240,6 +240,11 @@ class TrainableTeacherSource(TeacherSource):
         """A fresh pretraining model and its objective; only called where `pretrain` is set."""
         raise NotImplementedError(f"{type(self).__name__} cannot be pretrained")
 
+    def masked_model(self, pretrained: Path) -> Path | None:
+        """Where a masked language model lies in what the pretrain stage writes to `pretrained`; None: nowhere
+        in it."""
+        return pretrained if self.pretrain is not None else None
+
     @abstractmethod
     def classifier(
         self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, pretrained: Path | None

@@ -22,6 +22,7 @@ from distillkit.objectives.corrupted import (
     ReplaceMLM,
 )
 from distillkit.objectives.electra import Adversarial, ElectraObjective, TwoStage, Unigram
+from distillkit.objectives.pair import GENERATOR
 from distillkit.settings import Count, FinetuneSettings, Fraction, Labels, Positive, PretrainSettings, Share
 from distillkit.teachers.encoders import PretrainedHere, shape_of
 
@@ -155,17 +156,26 @@ class Electra(PretrainedHere):
         )
         return pair, self.objective
 
+    def masked_model(self, pretrained: Path) -> Path | None:
+        """The main model where it predicts tokens, or the generator where it is kept."""
+        if self.pretrain is None or not self._detects:
+            return super().masked_model(pretrained)
+        return pretrained / GENERATOR if self.keep_generator else None
+
     def classifier(
         self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, pretrained: Path | None
     ) -> Student:
-        detects = issubclass(type(self.objective.task), ReplacedTokenDetection)
-        if labels.kind == "mlm" and self.pretrain is not None and detects:
+        if labels.kind == "mlm" and self.pretrain is not None and self._detects:
             raise ConfigError(
                 "a discriminator that was pretrained to detect replaced tokens predicts no masked ones",
                 where="teacher.objective",
                 hint="set teacher.objective: replace_mlm or all_tokens_mlm, or use: bert",
             )
         return super().classifier(tokenizer, labels, max_length, pretrained)
+
+    @property
+    def _detects(self) -> bool:
+        return isinstance(self.objective.task, ReplacedTokenDetection)
 
     def config(self, vocab_size: int) -> ElectraConfig:
         layers, width, heads = self.shape

@@ -161,6 +161,18 @@ def test_a_discriminator_answers_no_masked_tokens_and_a_masked_language_model_do
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in opened.model.state_dict().items())
 
 
+def test_a_masked_language_model_lies_where_one_was_kept() -> None:
+    pretrain, place = PretrainSettings(corpus="x", max_length=32), Path("pretrain")
+
+    def lies(**settings: Any) -> Path | None:
+        return Electra(**{**TINY, "pretrain": pretrain, **settings}).masked_model(place)
+
+    assert lies() is None and lies(keep_generator=True) == place / "generator"
+    assert lies(objective="replace_mlm") == place
+    assert lies(objective="replace_mlm", pretrain=None) is None
+    assert lies(keep_generator=True, pretrain=None) is None
+
+
 def config(folder: Path, **teacher: Any) -> Path:
     write_data(folder)
     shared = {name: value for name, value in CONFIG["teacher"].items() if name != "use"}
