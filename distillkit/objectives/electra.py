@@ -176,7 +176,7 @@ class ElectraObjective(CorpusObjective):
 
 class TwoStage(ElectraObjective):
     """The generator alone for half of the steps; then its body is copied into the main model's, which is
-    trained for the other half while the generator stays as it is (section 3.4). Generator and main model are
+    trained for the other half while the generator stays as it is (section 3.2). Generator and main model are
     of one size and share nothing. A departure: one schedule of the learning rate spans both halves.
     """
 
@@ -200,7 +200,7 @@ class TwoStage(ElectraObjective):
 
 
 class Unigram(ElectraObjective):
-    """No generator: replacements are drawn by how often each token occurs in the corpus (section 3.4), when
+    """No generator: replacements are drawn by how often each token occurs in the corpus (section 3.2), when
     the data is made."""
 
     def pair(

@@ -43,7 +43,8 @@ def without_own(scores_NV: Tensor, entry_N: Tensor) -> Tensor:
 
 
 def _inverted(scores_NV: Tensor, uniform_N: Tensor) -> Tensor:
-    cumulated_NV = scores_NV.float().softmax(-1).double().cumsum(-1)  # fp32 loses the rare entries
+    chances_NV = scores_NV.float().softmax(-1)
+    cumulated_NV = chances_NV.cumsum(-1, dtype=torch.float64)  # in fp32 rare entries are lost
     wanted_N1 = uniform_N[:, None].double() * cumulated_NV[:, -1:]
     passed_N1 = torch.searchsorted(cumulated_NV, wanted_N1, right=True)
     return passed_N1.squeeze(1).clamp(max=scores_NV.shape[1] - 1)
