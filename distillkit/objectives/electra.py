@@ -39,7 +39,7 @@ Floats = NDArray[np.float64]
 MASKED = 0.85
 """Share of the chosen positions at which the generator reads [MASK]; at the others it reads the original
 token (released code)."""
-SHORTEST = 5
+_SHORTEST = 5
 _SINGLE = 0.1
 """Share of the sequences that have one segment."""
 
@@ -255,8 +255,8 @@ class Adversarial(ElectraObjective):
     ) -> dict[str, LossTerm]:
         rewards_N = costs_N.detach()[seen.chosen[self.task.counted(seen.real, seen.chosen)]]
         law_NV = self._law(model, guess.scores, guess.targets)
-        fooled_N = model.heads["baseline"](guess.states.detach()).squeeze(-1).float()
-        policy_N, baseline_N = policy_costs(law_NV, guess.sampled, rewards_N, fooled_N)
+        guessed_N = model.heads["baseline"](guess.states.detach()).squeeze(-1).float()
+        policy_N, baseline_N = policy_costs(law_NV, guess.sampled, rewards_N, guessed_N)
         likelihood_N = functional.cross_entropy(guess.scores.detach(), guess.targets, reduction="none")
         told = {**_judged(guess), "generator_mlm": share(likelihood_N), "reward": share(rewards_N)}
         return {
@@ -295,7 +295,7 @@ def pack(corpus: Corpus, generator: random.Random, short_sequences: float) -> Se
             rows.append((starts[first], starts[first + cut], starts[last]))
             first = last
             short = generator.random() < short_sequences
-            target = generator.randint(min(SHORTEST, room), room) if short else room
+            target = generator.randint(min(_SHORTEST, room), room) if short else room
     start, middle, stop = np.asarray(rows, dtype=np.int64).reshape(-1, 3).T
     a_end = np.minimum(middle, start + room - 2)
     b_end = np.minimum(stop, middle + np.maximum(0, room - 3 - (a_end - start)))
@@ -324,7 +324,8 @@ def by_frequency(counts_V: Ints, uniform: Floats, wrong: Ints | None = None) -> 
     if wrong is not None:  # what lies behind the wrong token moves up to take its room
         place = uniform * (cumulated_V[-1] - counts_V[wrong])
         place = np.where(place >= cumulated_V[wrong] - counts_V[wrong], place + counts_V[wrong], place)
-    drawn: Ints = np.searchsorted(cumulated_V, place, side="right").astype(np.int64)
+    last = len(counts_V) - 1  # for a corpus in which nothing but the wrong token occurs
+    drawn: Ints = np.minimum(np.searchsorted(cumulated_V, place, side="right"), last)
     return drawn
 
 

@@ -333,6 +333,23 @@ def test_the_losses_and_their_gradients_are_those_of_transformers(prepared: Path
     assert terms["discriminator"].count == batch.num_tokens < batch.mask.numel()
 
 
+@pytest.mark.parametrize("objective", ["electra", "electra_15", "replace_mlm", "all_tokens_mlm"])
+def test_each_forward_runs_once_and_the_generators_output_layer_at_the_chosen_positions(
+    prepared: Path, objective: str
+) -> None:
+    pair, made_for, batch = made(prepared, objective=objective)
+    assert pair.generator is not None
+    seen: list[tuple[str, int]] = []
+    layers = {"generator": pair.generator.electra, "main": pair.main.electra}
+    layers["scores"] = pair.generator.generator_lm_head
+    for name, module in layers.items():
+        module.register_forward_hook(
+            lambda _module, inputs, _output, name=name: seen.append((name, len(inputs[0]) if inputs else 0))
+        )
+    made_for.loss(pair, batch)
+    assert seen == [("generator", 0), ("scores", int(parts(batch)[0].sum())), ("main", 0)]
+
+
 def test_a_batch_without_padding_has_the_same_loss_as_with_a_mask(prepared: Path) -> None:
     pair, objective, _ = made(prepared)
     examples = objective.examples(prepared, epoch=0, seed=3)
@@ -513,7 +530,7 @@ def test_detection_figures_are_those_of_scikit_learn() -> None:
     assert told["majority_loss"] == pytest.approx(stats.entropy([rate, 1 - rate]), rel=1e-5)
 
 
-def test_figures_of_parts_add_up_and_what_is_not_defined_is_left_out() -> None:
+def test_figures_of_layersadd_up_and_what_is_not_defined_is_left_out() -> None:
     logits, replaced = torch.tensor([-3.0, 50.0, 0.2, -0.1]), torch.tensor([False, True, False, True])
     whole = histogram(logits, replaced)
     assert torch.equal(whole, histogram(logits[:1], replaced[:1]) + histogram(logits[1:], replaced[1:]))
@@ -698,6 +715,7 @@ def test_unigram_draws_without_the_right_token_follow_the_rest() -> None:
         drawn = by_frequency(counts, places, np.full(len(places), wrong))
         left = np.where(np.arange(4) == wrong, 0, counts)
         assert np.bincount(drawn, minlength=4) == pytest.approx(left / left.sum() * 70_000, abs=1)
+    assert by_frequency(np.asarray([0, 7, 0]), places[:3], np.ones(3, dtype=int)).max() < 3
 
 
 def test_the_policy_gradient_is_the_gradient_of_the_expected_reward() -> None:
