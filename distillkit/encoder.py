@@ -13,7 +13,7 @@ import copy
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +67,17 @@ class Encoder(Student):
     @property
     def blocks(self) -> nn.ModuleList:
         return self._blocks
+
+    def layers(self) -> Sequence[Sequence[nn.Parameter]]:
+        """What the model's definition has before the blocks; each block; all that is left: the head."""
+        place = {
+            one: index for index, block in enumerate(self._blocks, start=1) for one in block.parameters()
+        }
+        found: list[list[nn.Parameter]] = [[] for _ in range(len(self._blocks) + 2)]
+        for parameter in self.model.parameters():
+            passed = any(found[1:])
+            found[place.get(parameter, len(found) - 1 if passed else 0)].append(parameter)
+        return found
 
     def outputs(self, batch: Batch, *, want: Want, swap: Swap | None = None) -> Outputs:
         inputs = {name: value for name, value in batch.inputs.items() if name in self._accepted}

@@ -39,6 +39,20 @@ class Shape:
     attentions: int = 1
 
     @classmethod
+    def of(cls, config: Any) -> Shape:
+        """Of a config of `transformers`' BERT or ELECTRA."""
+        width = config.hidden_size
+        return cls(
+            layers=config.num_hidden_layers,
+            width=width,
+            heads=config.num_attention_heads,
+            inner=config.intermediate_size,
+            vocabulary=config.vocab_size,
+            embedding=getattr(config, "embedding_size", width),
+            attended=width,
+        )
+
+    @classmethod
     def bert(cls, layers: int, width: int, *, vocabulary: int = 30522, embedding: int | None = None) -> Shape:
         """In BERT's proportions: a head for each 64 of width, the inner part 4 times as wide."""
         return cls(layers, width, max(1, width // 64), 4 * width, vocabulary, embedding or width, width)

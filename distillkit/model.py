@@ -104,6 +104,10 @@ class Student(nn.Module, ABC):
         V]`, or `[B, L, V]` of every token where the task asks for tokens.
         """
 
+    def layers(self) -> Sequence[Sequence[nn.Parameter]]:
+        """Its parameters by depth, from the embeddings up to the head; all in one where it has no blocks."""
+        return [list(self.parameters())]
+
     def segments(self) -> Sequence[nn.Module]:
         """Parts that run one after the other, each with an answer of its own, where it may answer early
         (`distillkit.segments`); none where it cannot.
@@ -235,6 +239,11 @@ class TrainableTeacherSource(TeacherSource):
     def pretraining(self, tokenizer: PreTrainedTokenizerBase) -> tuple[nn.Module, Objective]:
         """A fresh pretraining model and its objective; only called where `pretrain` is set."""
         raise NotImplementedError(f"{type(self).__name__} cannot be pretrained")
+
+    def masked_model(self, pretrained: Path) -> Path | None:
+        """Where a masked language model lies in what the pretrain stage writes to `pretrained`; None: nowhere
+        in it."""
+        return pretrained if self.pretrain is not None else None
 
     @abstractmethod
     def classifier(

@@ -4,11 +4,15 @@ Source: Devlin et al. 2018, appendix A.2, and Loshchilov and Hutter 2019. BERT's
 Adam's bias correction; here it is kept (Mosbach et al. 2021, section 4, found its absence a cause of unstable
 fine-tuning), so the first steps are smaller-scaled than in the released code. Weight decay skips norms and
 biases: every parameter of fewer than two dimensions.
+
+Layer-wise decay of the learning rate: Howard and Ruder 2018, section 3.2, and Clark et al. 2020, appendix B.
+The head learns at the whole rate, the top block at `decay` of it, the block below at decay^2, the embeddings
+last. The released ELECTRA code counts one layer too many, so that its top block learns at decay^2 already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +20,31 @@ from torch import Tensor, nn
 from distillkit.parallel import gather
 from distillkit.settings import OptimizerSettings
 
+_FACTOR = "lr_factor"
+"""Key of a group's share of the learning rate."""
 
-def build_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters of `module`, in one fused kernel per group where torch has it."""
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
+
+def layer_factors(layers: Sequence[Sequence[nn.Parameter]], decay: float) -> dict[nn.Parameter, float]:
+    """Factor of the learning rate of each parameter; `layers` from the embeddings up to the head."""
+    return {parameter: decay**below for below, layer in enumerate(reversed(layers)) for parameter in layer}
+
+
+def build_optimizer(
+    module: nn.Module, settings: OptimizerSettings, factors: Mapping[nn.Parameter, float] | None = None
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters of `module`, in one fused kernel per group where torch has it;
+    `factors` of the learning rate where they are not 1.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault(((factors or {}).get(parameter, 1.0), decay), []).append(parameter)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [
+            {"params": parameters, "weight_decay": decay, _FACTOR: factor}
+            for (factor, decay), parameters in groups.items()
+        ],
         lr=settings.lr,
         betas=settings.betas,
         eps=settings.eps,
@@ -47,8 +66,9 @@ def lr_at(step: int, total: int, settings: OptimizerSettings) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group its share of the rate."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group[_FACTOR]
 
 
 def clip_gradient(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Momentum = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
@@ -135,6 +136,9 @@ class FinetuneSettings(Section):
     save_every: Count = Field(default=500, description="steps between checkpoints")
     keep: Literal["best", "last"] = Field(
         default="best", description="weights kept: best on validation, or the last"
+    )
+    layer_decay: Share = Field(
+        default=1.0, description="factor of the learning rate from the head to the top block, and so on down"
     )
 
 

@@ -122,9 +122,10 @@ def _check_augment(config: RunConfig, index: int, teacher: TeacherSource) -> Non
     augment = config.phases[index].augment
     if augment is None or augment.model is not None:
         return
-    if not isinstance(teacher, TrainableTeacherSource) or teacher.pretrain is None:
+    if not isinstance(teacher, TrainableTeacherSource) or teacher.masked_model(Path()) is None:
         raise ConfigError(
-            "this run's teacher is not pretrained here, so there is no masked language model to ask",
+            "this run's teacher is not pretrained here to fill masks, so there is no masked language model "
+            "to ask",
             where=f"{_phase(config, index)}.augment.model",
             hint="give the Hugging Face folder of one",
         )

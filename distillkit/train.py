@@ -46,7 +46,7 @@ from distillkit.losses.base import LossStack, gradient_shares, joined
 from distillkit.metrics import LOWER_IS_BETTER
 from distillkit.model import Student, Teacher
 from distillkit.objectives.base import Objective
-from distillkit.optim import build_optimizer, clip_gradient, lr_at, set_lr
+from distillkit.optim import build_optimizer, clip_gradient, layer_factors, lr_at, set_lr
 from distillkit.parallel import parallel
 from distillkit.progress import Progress
 from distillkit.rundir import MetricsLog
@@ -82,7 +82,9 @@ class Program(nn.Module, ABC):
         """Each term's unweighted mean over its counted positions, attached."""
 
     def forward(self, batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
-        """(this batch's share of the total, detached unweighted share of each term); see `joined`."""
+        """(this batch's share of the total, detached unweighted share of each term); see `joined`. Beside the
+        terms may stand other sums over the batch, of which `figures` is made.
+        """
         terms = self.terms(batch)  # a Pretraining learns its weights here
         return joined(terms, self.weights, self.counts(batch), totals)
 
@@ -99,6 +101,14 @@ class Program(nn.Module, ABC):
 
         return counted(step) / rows.mask.numel()
 
+    def figures(self, sums: Mapping[str, Tensor]) -> Mapping[str, float]:
+        """Figures of a logged step beside its terms, from the sums over its micro-batches and ranks."""
+        return {}
+
+    def warnings(self, terms: Mapping[str, float], figures: Mapping[str, float]) -> Sequence[str]:
+        """What is going wrong in a logged step, in sentences."""
+        return ()
+
     def check(self, batch: Batch) -> None:
         """Raise where a configured term cannot act; called once with the first batch."""
 
@@ -110,6 +120,10 @@ class Program(nn.Module, ABC):
 
     def groups(self) -> Sequence[Sequence[nn.Parameter]]:
         """Parameters whose gradients are clipped together."""
+        return [list(self.parameters())]
+
+    def layers(self) -> Sequence[Sequence[nn.Parameter]]:
+        """Parameters by depth, from the embeddings up; what is not named learns at the whole rate."""
         return [list(self.parameters())]
 
     def after_step(self, step: int) -> None:
@@ -140,6 +154,9 @@ class Distillation(Program):
     @property
     def weights(self) -> Mapping[str, float]:
         return self.stack.weights
+
+    def layers(self) -> Sequence[Sequence[nn.Parameter]]:
+        return self.student.layers()
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         return self.stack.counts(batch)
@@ -173,6 +190,7 @@ class Pretraining(Program):
         super().__init__()
         self.model, self._objective = model, objective
         self._weights: dict[str, float] = {}
+        self._tallies: dict[str, Tensor] = {}
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -183,8 +201,22 @@ class Pretraining(Program):
 
     def terms(self, batch: Batch) -> Mapping[str, Tensor]:
         terms = self._objective.loss(self.model, batch)
-        self._weights = {name: term.weight for name, term in terms.items()}
+        self._weights |= {name: term.weight for name, term in terms.items()}
+        self._tallies = {name: sums for term in terms.values() for name, sums in term.tallies.items()}
         return {name: term.value for name, term in terms.items()}
+
+    def forward(self, batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
+        total, shares = super().forward(batch, totals)
+        return total, shares | self._tallies
+
+    def figures(self, sums: Mapping[str, Tensor]) -> Mapping[str, float]:
+        return self._objective.figures(sums)
+
+    def warnings(self, terms: Mapping[str, float], figures: Mapping[str, float]) -> Sequence[str]:
+        return self._objective.warnings(terms, figures)
+
+    def go_to(self, step: int, total: int) -> None:
+        self._objective.go_to(self.model, step, total)
 
 
 def take_step(
@@ -236,6 +268,7 @@ class TrainSettings:
     steps: int | None = None
     keep: Literal["best", "last"] = "last"
     metric: str = ""
+    layer_decay: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -299,6 +332,7 @@ class _Loop:
             computed=self._computed(),
         )
         self.total = _total_steps(feed, settings)
+        self.warned = False
 
     def _computed(self) -> dict[str, str | int]:
         """How this training is computed, as far as it may change the rounding."""
@@ -353,7 +387,7 @@ class _Loop:
             self.state = replace(self.state, flops_per_token=self.program.flops_per_token(telling))
         self.peak = self._peak()
         self.wrapped = self.parallel.wrap(self.program)
-        self.optimizer = build_optimizer(self.program, self.settings.optimizer)
+        self.optimizer = build_optimizer(self.program, self.settings.optimizer, self._factors())
         checkpoint.load_slots(self.program, self.optimizer, slots)
         if self.settings.runtime.compile:
             self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
@@ -367,6 +401,17 @@ class _Loop:
             return None
         one = peak(torch.cuda.get_device_name(self.device), self.accelerator.mixed_precision)
         return None if one is None else one * self.world
+
+    def _factors(self) -> Mapping[nn.Parameter, float]:
+        """Of the learning rate, by depth. Raises ConfigError for a model whose blocks are not known."""
+        decay, layers = self.settings.layer_decay, self.program.layers()
+        if decay != 1 and len(layers) == 1:
+            raise ConfigError(
+                f"layer_decay {decay} needs a model with blocks, and this one shows none",
+                where=f"{self.settings.stage}.finetune.layer_decay",
+                hint="leave it out",
+            )
+        return layer_factors(layers, decay)
 
     def _telling(self) -> Batch:
         """A batch to check the terms on: the first from here on, around the epoch, in which every term counts
@@ -386,7 +431,7 @@ class _Loop:
         while self.state.step < self.total:
             epoch, index = self.state.epoch, self.state.index
             micros = self.feed.step(epoch, index)
-            terms, norm, skipped = self._one_step(micros)
+            sums, norm, skipped = self._one_step(micros)
             last_of_epoch = index + 1 == self.feed.num_steps(epoch)
             window.add(micros)
             self.state = replace(
@@ -403,7 +448,7 @@ class _Loop:
             done = self.state.step == self.total
             rounds = self.state.step // self.program.turns
             if done or rounds % self.settings.runtime.log_every == 0:
-                self._log(terms, norm, micros, window)
+                self._log(sums, norm, micros, window)
                 give_back_excess()
                 window = _Window()
             evaluated = (last_of_epoch or done) and self._evaluate()
@@ -412,8 +457,8 @@ class _Loop:
             self._stop_if_asked(saved=done)
 
     def _one_step(self, micros: list[Batch]) -> tuple[dict[str, Tensor], float, bool]:
-        """Forward and backward of this rank's micro-batches, one optimizer step; (its share of the terms, the
-        gradient's norm, whether the fp16 scaler skipped it).
+        """Forward and backward of this rank's micro-batches, one optimizer step; (its share of the terms and
+        of other sums, the gradient's norm, whether the fp16 scaler skipped it).
         """
         self.program.go_to(self.state.step, self.total)
         totals: Counter[str] = Counter()
@@ -451,7 +496,7 @@ class _Loop:
         skipped = not math.isfinite(norm)
         if skipped:
             terms = self._over_ranks(sums)
-            finite = all(bool(torch.isfinite(value)) for value in terms.values())
+            finite = all(bool(torch.isfinite(value).all()) for value in terms.values())
             if self.scaler is None or not finite or self.state.skipped >= MOST_SKIPPED:
                 self._diverged(terms, micros, norm)
         set_lr(self.optimizer, lr_at(self.state.step, self.total, self.settings.optimizer))
@@ -468,7 +513,7 @@ class _Loop:
 
     def _diverged(self, terms: Mapping[str, Tensor], micros: list[Batch], norm: float) -> None:
         """Stop before the step is applied, and leave a record of what it was made of."""
-        bad = [name for name, value in terms.items() if not bool(torch.isfinite(value))]
+        bad = [name for name, value in terms.items() if not bool(torch.isfinite(value).all())]
         ids = [example for micro in micros for example in micro.ids.tolist()]
         record = {
             "stage": self.settings.stage,
@@ -488,8 +533,9 @@ class _Loop:
             hint="lower optimizer.lr, or look at these rows; metrics.jsonl lists all ids",
         )
 
-    def _log(self, terms: Mapping[str, Tensor], norm: float, micros: list[Batch], window: _Window) -> None:
-        values = {name: float(value) for name, value in self._over_ranks(terms).items()}
+    def _log(self, sums: Mapping[str, Tensor], norm: float, micros: list[Batch], window: _Window) -> None:
+        sums = self._over_ranks(sums)
+        values = {name: float(value) for name, value in sums.items() if name in self.program.weights}
         acting = {name for micro in micros for name, count in self.program.counts(micro).items() if count}
         shown = {name: value for name, value in values.items() if name in acting}
         step = self.state.step
@@ -511,6 +557,10 @@ class _Loop:
         }
         if self.peak is not None:
             record["mfu"] = window.padded_speed * self.state.flops_per_token / self.peak
+        figures = self.program.figures({name: value for name, value in sums.items() if name not in values})
+        if figures:
+            record["figures"] = dict(figures)
+        self._warn(record, self.program.warnings(shown, figures))
         if self.state.skipped:
             record["skipped"] = self.state.skipped  # steps in a row that overflowed in fp16
         if len(values) > 1 and (step // self.settings.runtime.log_every) % PROBE_EVERY == 1:
@@ -520,6 +570,17 @@ class _Loop:
             self.hooks.progress.step(self.settings.stage, step, self.total, record)
             for tracker in self.hooks.trackers:
                 tracker(record)
+
+    def _warn(self, record: dict[str, Any], warnings: Sequence[str]) -> None:
+        """Every warning stands in its record; it is said once, and only in the second half of the training,
+        for before that it may mend itself."""
+        if not warnings:
+            return
+        record["warnings"] = list(warnings)
+        if 2 * self.state.step >= self.total and not self.warned:
+            self.warned = True
+            for warning in warnings:
+                self.hooks.progress.say(f"{self.settings.stage}: step {self.state.step}: {warning}")
 
     def _gradient_shares(self, batch: Batch) -> dict[str, float]:
         """On a graph of its own, with dropout drawn anew: the training step is not touched."""
@@ -533,9 +594,10 @@ class _Loop:
     def _over_ranks(self, terms: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if self.world == 1:
             return terms
-        stacked = torch.stack([value.float() for value in terms.values()])
-        dist.all_reduce(stacked)
-        return dict(zip(terms, stacked.unbind(), strict=True))
+        joint = torch.cat([value.float().flatten() for value in terms.values()])
+        dist.all_reduce(joint)
+        parts = torch.split(joint, [value.numel() for value in terms.values()])
+        return {name: part.view_as(value) for (name, value), part in zip(terms.items(), parts, strict=True)}
 
     def _evaluate(self) -> bool:
         if self.hooks.evaluate is None:

@@ -96,6 +96,8 @@ class Batch:
     allowed: `[B, V]` bool, the classes that each example may have: those of its own task where there are
         several; None: all.
     texts: the raw texts, for teachers that take no token ids; a tuple per example, one entry per segment.
+    uniform: `[B, L]` float64 in [0, 1), keyed by (seed, epoch, id, position): what a step draws its samples
+        with (the tokens of a generator); None: nothing is sampled.
     """
 
     inputs: Mapping[str, Tensor]
@@ -108,6 +110,7 @@ class Batch:
     scored: Tensor | None = None
     epoch: int = 0
     allowed: Tensor | None = None
+    uniform: Tensor | None = None
 
     @property
     def num_examples(self) -> int:
@@ -142,6 +145,7 @@ class Batch:
             else self.sequence_labels.to(device, non_blocking=True),
             scored=None if self.scored is None else self.scored.to(device, non_blocking=True),
             allowed=None if self.allowed is None else self.allowed.to(device, non_blocking=True),
+            uniform=None if self.uniform is None else self.uniform.to(device, non_blocking=True),
         )
 
     def take(self, rows: Tensor) -> Batch:
@@ -160,6 +164,7 @@ class Batch:
             sequence_labels=taken(self.sequence_labels),
             scored=taken(self.scored),
             allowed=taken(self.allowed),
+            uniform=taken(self.uniform),
         )
 
 

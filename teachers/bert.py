@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Literal
 
 from torch import nn
 from transformers import BertConfig, BertForPreTraining, PreTrainedTokenizerBase
 
-from distillkit.data.tokenizers import train_wordpiece
-from distillkit.encoder import Encoder, fresh, load_body
-from distillkit.errors import ConfigError
-from distillkit.model import Student, TrainableTeacherSource
 from distillkit.objectives.base import Objective
 from distillkit.objectives.bert import BertObjective
-from distillkit.settings import Count, FinetuneSettings, Fraction, Labels, PretrainSettings
+from distillkit.settings import Count, FinetuneSettings, Fraction, PretrainSettings
+from distillkit.teachers.encoders import PretrainedHere, shape_of
 
 SIZES = {
     "tiny": (2, 128, 2),
@@ -30,7 +25,7 @@ times the width.
 """
 
 
-class Bert(TrainableTeacherSource):
+class Bert(PretrainedHere):
     """BERT with a WordPiece vocabulary of its own, pretrained where `pretrain` is set, fine-tuned on the
     task.
 
@@ -69,43 +64,15 @@ class Bert(TrainableTeacherSource):
         pretrain: PretrainSettings | None = None,
         finetune: FinetuneSettings = FinetuneSettings(),  # noqa: B008 - frozen
     ) -> None:
-        self.shape = _shape(size, layers, width, heads)
-        self.ffn = ffn or 4 * self.shape[1]
-        self.vocab_size, self.positions, self.dropout = vocab_size, positions, dropout
+        super().__init__(vocab_size=vocab_size, positions=positions, pretrain=pretrain, finetune=finetune)
+        self.shape = shape_of(SIZES, size, layers, width, heads)
+        self.ffn, self.dropout = ffn or 4 * self.shape[1], dropout
         self.objective = BertObjective(
             mask_rate=mask_rate, short_sequences=short_sequences, masking=masking, whole_word=whole_word
         )
-        self.pretrain, self.finetune = pretrain, finetune
-        if pretrain is not None and pretrain.max_length > positions:
-            raise ConfigError(
-                f"{pretrain.max_length} is more than the {positions} positions",
-                where="teacher.pretrain.max_length",
-                hint="raise teacher.positions",
-            )
-
-    def tokenizer(self, corpus: Iterable[str]) -> PreTrainedTokenizerBase:
-        return train_wordpiece(corpus, vocab_size=self.vocab_size, max_length=self.positions)
 
     def pretraining(self, tokenizer: PreTrainedTokenizerBase) -> tuple[nn.Module, Objective]:
         return BertForPreTraining(self.config(len(tokenizer))), self.objective
-
-    def classifier(
-        self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, pretrained: Path | None
-    ) -> Student:
-        if max_length > self.positions:
-            raise ConfigError(
-                f"{max_length} is more than the teacher's {self.positions} positions",
-                where="task.max_length",
-                hint="raise teacher.positions",
-            )
-        return (
-            fresh(self.config(len(tokenizer)), labels)
-            if pretrained is None
-            else load_body(pretrained, labels)
-        )
-
-    def load(self, folder: Path) -> Student:
-        return Encoder.load(folder)
 
     def config(self, vocab_size: int) -> BertConfig:
         layers, width, heads = self.shape
@@ -120,33 +87,3 @@ class Bert(TrainableTeacherSource):
             max_position_embeddings=self.positions,
             layer_norm_eps=1e-12,
         )
-
-
-def _shape(
-    size: str | None, layers: int | None, width: int | None, heads: int | None
-) -> tuple[int, int, int]:
-    given = [
-        name for name, value in (("layers", layers), ("width", width), ("heads", heads)) if value is not None
-    ]
-    if size is not None:
-        if given:
-            raise ConfigError(
-                f"size {size!r} and {', '.join(given)} are both given",
-                where="teacher.size",
-                hint="give one way",
-            )
-        return SIZES[size]
-    if layers is None or width is None:
-        raise ConfigError(
-            "neither size nor layers and width are given",
-            where="teacher.size",
-            hint=f"one of {', '.join(SIZES)}",
-        )
-    heads = heads or max(1, width // 64)
-    if width % heads:
-        raise ConfigError(
-            f"{heads} heads do not divide the width {width}",
-            where="teacher.heads",
-            hint="width / heads is a whole number",
-        )
-    return layers, width, heads

@@ -291,6 +291,17 @@ def test_a_teacher_that_is_not_pretrained_here_needs_a_model_to_be_named(here: P
         pipeline.run(config, progress="quiet", until="tokenizer")
 
 
+def test_the_generator_of_an_electra_replaces_words_where_it_is_kept(here: Path) -> None:
+    teacher = {**CONFIG["teacher"], "use": "electra", "allow_weak": True}
+    with pytest.raises(ConfigError, match="no masked language model to ask"):
+        pipeline.run(
+            write_config(here, teacher=teacher, distill=DISTILL), progress="quiet", until="tokenizer"
+        )
+    config = write_config(here, teacher={**teacher, "keep_generator": True}, distill=DISTILL)
+    run = pipeline.run(config, progress="quiet", until="student").path
+    assert list((run / "cache").glob("augment-*"))
+
+
 def test_copies_without_labels_do_not_count_in_gold(tmp_path: Path, model: Path) -> None:
     rows = pairs(4)
     made = augment(rows, how(model, MaskedAugment(use="masked", copies=2)), place(tmp_path))

@@ -20,12 +20,12 @@ from distillkit import catalog
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
-def run(config: Path, name: str, processes: int, *overrides: str) -> Path:
-    """`distillkit run` to the student with one process, or two under torchrun."""
+def run(config: Path, name: str, processes: int, *overrides: str, until: str = "distill") -> Path:
+    """A run up to its student, or another stage, with one process, or two under torchrun."""
     code = "import sys; from distillkit.cli import main; sys.exit(main())"
     start = [sys.executable, "-c", code] if processes == 1 else [*LAUNCH, "-m", "distillkit"]
     done = subprocess.run(
-        [*start, "distill", "--quiet", str(config), f"name={name}", *overrides],
+        [*start, until, "--quiet", str(config), f"name={name}", *overrides],
         cwd=config.parent,
         capture_output=True,
         text=True,
@@ -79,6 +79,34 @@ def test_two_processes_equal_one(one: Path, parallel: str) -> None:
         assert (mine["stage"], mine["step"]) == (theirs["stage"], theirs["step"])
         for name, value in mine["terms"].items():
             assert theirs["terms"][name] == pytest.approx(value, rel=2e-3, abs=2e-4), (mine["stage"], name)
+
+
+@pytest.mark.parametrize("generator", ["joint", pytest.param("two_stage", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_an_electra_is_pretrained_alike_by_one_process_and_by_two(
+    tmp_path: Path, parallel: str, generator: str
+) -> None:
+    """Samples are keyed by their row, and figures are made of sums over both."""
+    write_data(tmp_path)
+    pretrain = {**CONFIG["teacher"]["pretrain"], "steps": 6, "micro": 2}
+    two_stage = {"generator": generator, "generator_width": 1.0, "tie": "none"}
+    changes = two_stage if generator == "two_stage" else {"generator_width": 0.5}
+    teacher = {**CONFIG["teacher"], "use": "electra", "embedding": 16, "dropout": 0.1, "pretrain": pretrain}
+    made = write_config(tmp_path, teacher={**teacher, **changes})
+    one = run(made, "one", 1, until="pretrain")
+    two = run(made, "two", 2, f"runtime.parallel={parallel}", until="pretrain")
+    mine, theirs = (load_file(str(folder / "pretrain" / "model.safetensors")) for folder in (one, two))
+    assert mine.keys() == theirs.keys()
+    for name, tensor in mine.items():
+        assert torch.allclose(tensor, theirs[name], atol=2e-4), name
+    told = [
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (one, two)
+    ]
+    assert len(told[0]) == len(told[1]) == 3
+    for alone, shared in zip(*told, strict=True):
+        assert alone["terms"] == pytest.approx(shared["terms"], rel=2e-3, abs=2e-4)
+        assert alone["figures"] == pytest.approx(shared["figures"], rel=2e-2, abs=2e-3)
 
 
 @pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])

@@ -25,6 +25,7 @@ from distillkit.model import FixedTeacher
 from distillkit.objectives.bert import BertObjective
 from distillkit.rundir import MetricsLog
 from distillkit.students.bilstm import Bilstm
+from distillkit.teachers.electra import Electra
 from distillkit.train import Distillation, _Loop
 from distillkit.types import Batch
 
@@ -217,3 +218,41 @@ def test_the_share_of_a_known_peak_that_is_used_is_logged(
 )
 def test_a_peak_is_told_only_where_it_is_known(device: str, precision: str, known: float | None) -> None:
     assert peak(device, precision) == known
+
+
+@pytest.mark.parametrize("objective", ["electra", "electra_15", "replace_mlm", "all_tokens_mlm"])
+@pytest.mark.parametrize("generator", ["joint", "unigram", "two_stage"])
+def test_electras_pretraining_is_what_torch_counts(objective: str, generator: str) -> None:
+    """Forward and backward of generator and main model, of whole sequences; of two stages the mean."""
+    shape = {"layers": 2, "width": 16, "heads": 2, "embedding": 8, "dropout": 0.0}
+    source = Electra(
+        **{**shape, "objective": objective, "generator": generator, "mask_rate": 0.25, "vocab_size": 50},
+        tie="none",
+        generator_width=None if generator == "unigram" else 1.0 if generator == "two_stage" else 0.5,
+        positions=40,
+    )
+    model, made = source.pretraining(tokenizer())
+    ids = torch.randint(5, 50, (3, 20))
+    labels = torch.full_like(ids, -100)
+    labels[:, :5] = ids[:, :5]
+    rows = Batch(
+        inputs={
+            "input_ids": ids,
+            "token_type_ids": torch.zeros_like(ids),
+            "attention_mask": torch.ones_like(ids),
+        },
+        labels=labels,
+        mask=torch.ones_like(ids).bool(),
+        ids=torch.arange(3),
+        uniform=torch.rand(ids.shape, dtype=torch.float64),
+        full=True,
+    )
+
+    def step() -> None:
+        torch.stack([term.value for term in made.loss(model, rows).values()]).sum().backward()
+
+    found = []
+    for half in (0, 1) if generator == "two_stage" else (0,):
+        made.go_to(model, half, 2)
+        found.append(counted(step))
+    assert sum(found) / len(found) == HONEST.training(made.flops(model, 20), 3)

@@ -6,9 +6,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tiny import encoder
+from tiny import LABELS, encoder
+from transformers import ElectraConfig
 
-from distillkit.optim import build_optimizer, clip_gradient, lr_at
+from distillkit.encoder import fresh
+from distillkit.optim import build_optimizer, clip_gradient, layer_factors, lr_at, set_lr
 from distillkit.settings import OptimizerSettings
 
 
@@ -58,3 +60,43 @@ def test_clipping_scales_the_whole_gradient_and_tells_the_norm_before() -> None:
     assert float(norm) == pytest.approx((8 * 4) ** 0.5, rel=1e-5)
     left = sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None)
     assert left**0.5 == pytest.approx(1.0, rel=1e-4)
+
+
+def test_the_rate_falls_from_the_head_to_the_embeddings_by_one_factor_a_block() -> None:
+    """The head learns at the whole rate and the top block at decay; the released ELECTRA code gives it
+    decay^2."""
+    config = ElectraConfig(
+        vocab_size=60,
+        embedding_size=8,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    model = fresh(config, LABELS)
+    factors = layer_factors(model.layers(), 0.5)
+    optimizer = build_optimizer(model, OptimizerSettings(weight_decay=0.25), factors)
+    set_lr(optimizer, 0.8)
+    rates = {
+        parameter: (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    depth = {"electra.embeddings": 0.05, "electra.encoder.layer.0.": 0.1, "electra.encoder.layer.1.": 0.2}
+    depth |= {"electra.encoder.layer.2.": 0.4, "classifier.": 0.8}
+    assert len(rates) == len(list(model.parameters()))
+    for name, parameter in model.model.named_parameters():
+        (rate,) = [rate for start, rate in depth.items() if name.startswith(start)]
+        decay = 0.0 if name.endswith("bias") or "LayerNorm" in name else 0.25
+        assert rates[parameter] == (pytest.approx(rate), decay), name
+
+
+def test_the_pooler_of_a_bert_belongs_to_its_head() -> None:
+    model = encoder(layers=2)
+    names = {parameter: name for name, parameter in model.model.named_parameters()}
+    first, *blocks, last = [[names[one] for one in layer] for layer in model.layers()]
+    assert all(".embeddings." in name for name in first) and len(first) == 5
+    assert {name.split(".")[0] for name in last} == {"bert", "classifier"}
+    assert {name.split(".")[1] for name in last if name.startswith("bert")} == {"pooler"}
+    for index, block in enumerate(blocks):
+        assert block and all(f".layer.{index}." in name for name in block)

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 from tiny import WORDS
-from tinyrun import CONFIG, write_config, write_data
+from tinyrun import CONFIG, measured_here, write_config, write_data
 
 from distillkit import Custom, Parts, Spec, files, pipeline, stages
-from distillkit.bench import child, measure
+from distillkit.bench import measure
 from distillkit.cli import main
 from distillkit.data.batching import Encoded, TaskFeed
 from distillkit.data.tokenizers import load_tokenizer
@@ -52,18 +52,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def measured_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Benches in this process: `done` has the real children, and starting four takes most of a tiny run."""
-
-    def run_here(
-        command: Any, request: dict[str, Any], scratch: Path, **_: Any
-    ) -> tuple[dict[str, Any] | None, str]:
-        ask, answer = scratch / "request.json", scratch / "result.json"
-        ask.write_text(json.dumps(request))
-        assert child.serve(child.measure, [str(ask), str(answer)]) == 0
-        return json.loads(answer.read_text()), ""
-
-    monkeypatch.setattr(measure, "run_child", run_here)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`done` has the real children."""
+    monkeypatch.setattr(measure, "run_child", measured_here)
 
 
 def made(run: Path) -> dict[str, int]:

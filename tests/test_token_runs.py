@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from tiny import WORDS
-from tinyrun import CONFIG, write_config, write_data
+from tinyrun import CONFIG, measured_here, write_config, write_data
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from distillkit import catalog, pipeline, planning, recipe
-from distillkit.bench import child, measure
+from distillkit.bench import measure
 from distillkit.errors import ConfigError, DistillkitError, ModelError
 from distillkit.init import write_config as write_init
 from distillkit.report.facts import RunFacts, load_facts
@@ -67,14 +67,8 @@ def run(path: Path) -> tuple[Path, RunFacts]:
 
 
 @pytest.fixture(autouse=True)
-def measured_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run_here(_: Any, request: dict[str, Any], scratch: Path, **__: Any) -> tuple[dict[str, Any], str]:
-        ask, answer = scratch / "request.json", scratch / "result.json"
-        ask.write_text(json.dumps(request))
-        assert child.serve(child.measure, [str(ask), str(answer)]) == 0, answer.read_text()
-        return json.loads(answer.read_text()), ""
-
-    monkeypatch.setattr(measure, "run_child", run_here)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "run_child", measured_here)
 
 
 def measured_alike(facts: RunFacts) -> None:

@@ -33,6 +33,18 @@ def texts(count: int, *, seed: int = 0, longest: int = 12) -> tuple[tuple[str], 
     return tuple(made)
 
 
+def documents(count: int = 30, seed: int = 1) -> list[list[str]]:
+    """Documents of sentences of random words."""
+    generator = np.random.default_rng(seed)
+    return [
+        [
+            " ".join(generator.choice(WORDS, size=generator.integers(1, 14)))
+            for _ in range(generator.integers(1, 9))
+        ]
+        for _ in range(count)
+    ]
+
+
 def rows(count: int = 40, *, seed: int = 0, longest: int = 12) -> Rows:
     made = texts(count, seed=seed, longest=longest)
     labels = np.asarray([LABELS.names.index(text.split()[-1]) for (text,) in made])

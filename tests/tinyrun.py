@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from tiny import LABELS, WORDS
 
+from distillkit.bench import child
+
 CONFIG: dict[str, Any] = {
     "name": "tiny",
     "seed": 3,
@@ -53,6 +55,16 @@ CONFIG: dict[str, Any] = {
     },
     "runtime": {"device": "cpu", "precision": "fp32", "log_every": 2},
 }
+
+
+def measured_here(_: Any, request: dict[str, Any], scratch: Path, **__: Any) -> tuple[dict[str, Any], str]:
+    """In the place of `measure.run_child`: measures in this process, for starting one takes most of a tiny
+    run.
+    """
+    ask, answer = scratch / "request.json", scratch / "result.json"
+    ask.write_text(json.dumps(request))
+    assert child.serve(child.measure, [str(ask), str(answer)]) == 0, answer.read_text()
+    return json.loads(answer.read_text()), ""
 
 
 def write_data(folder: Path, *, rows: int = 160) -> None:

@@ -42,6 +42,20 @@ def choose(candidates_BL: Bool, counts_B: Ints, uniform_BL: NDArray[np.float64])
     return chosen
 
 
+def choose_repeatedly(candidates_BL: Bool, counts_B: Ints, uniform_BL: NDArray[np.float64]) -> Bool:
+    """What `counts_B` draws with replacement from each row's candidates hit: at most as many positions (the
+    released ELECTRA code).
+    """
+    draws = np.arange(candidates_BL.shape[1])[None, :]
+    sizes_B1 = candidates_BL.sum(axis=1, keepdims=True)
+    places_BL = np.argsort(~candidates_BL, axis=1, kind="stable")  # candidates first
+    hits_BL = np.take_along_axis(places_BL, (uniform_BL * sizes_B1).astype(np.int64), axis=1)
+    rows, drawn = np.nonzero((draws < counts_B[:, None]) & (sizes_B1 > 0))
+    chosen = np.zeros_like(candidates_BL)
+    chosen[rows, hits_BL[rows, drawn]] = True
+    return chosen
+
+
 def choose_words(
     candidates_BL: Bool, continues_BL: Bool, counts_B: Ints, uniform_BL: NDArray[np.float64]
 ) -> Bool:
@@ -82,6 +96,14 @@ def corrupt(
     )
     corrupted: Ints = np.where(chosen_BL, replaced, ids_BL)
     return corrupted
+
+
+def hide(ids_BL: Ints, chosen_BL: Bool, kind_BL: NDArray[np.float64], *, mask_id: int, share: float) -> Ints:
+    """[MASK] at a share of the chosen positions, by the uniform numbers kind_BL; the others stay as they
+    are.
+    """
+    hidden: Ints = np.where(chosen_BL & (kind_BL < share), mask_id, ids_BL)
+    return hidden
 
 
 def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -21,11 +21,13 @@ class LossTerm:
     """One named term of a loss: a mean over `count` counted positions, and its weight in the total.
 
     Keeping the count lets micro-batches and ranks be joined exactly: total = sum(value * count) / sum(count).
+    tallies: by a name of their own, detached sums over positions, of which `Objective.figures` is made.
     """
 
     value: Tensor
     count: int
     weight: float = 1.0
+    tallies: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Objective(ABC):
@@ -68,6 +70,18 @@ class Objective(ABC):
         """
         return 0.0
 
+    def go_to(self, model: nn.Module, step: int, total: int) -> None:  # noqa: B027 - an optional hook
+        """Called before every optimizer step, which is number `step` (from 0) of `total`."""
+
+    def figures(self, tallies: Mapping[str, Tensor]) -> Mapping[str, float]:
+        """Figures worth logging beside the terms, from a step's tallies; one that is not defined is left
+        out."""
+        return {}
+
+    def warnings(self, terms: Mapping[str, float], figures: Mapping[str, float]) -> Sequence[str]:
+        """What is going wrong, in sentences, by the unweighted terms and the figures of a step."""
+        return ()
+
     def metrics(self, examples: Examples) -> Mapping[str, float]:
         """Figures worth logging of an epoch's data (how many, how long, balance of labels)."""
         return {}
@@ -83,3 +97,10 @@ class Examples(Protocol):
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each sequence, special tokens included."""
+
+
+def inputs_of(batch: Batch) -> dict[str, Tensor]:
+    """What a body is called with; where nothing is padded without a mask, which is the same and faster."""
+    return {
+        name: value for name, value in batch.inputs.items() if not (batch.full and name == "attention_mask")
+    }

@@ -29,7 +29,9 @@ def phase_rows(job: Job, name: str, phase: Phase) -> Rows:
 
 
 def augmentation(job: Job, settings: Augment) -> Augmentation:
-    return Augmentation.of(settings, job.folder("pretrain"), job.loaded.base, job.config)
+    pretrained = job.folder("pretrain")
+    found = None if job.trainable is None else job.trainable.masked_model(pretrained)
+    return Augmentation.of(settings, found or pretrained, job.loaded.base, job.config)
 
 
 def watched(job: Job) -> Place:

@@ -67,7 +67,8 @@ def pretrain(job: Job) -> Save:
 
     def save(folder: Path) -> None:
         model.save_pretrained(folder)  # type: ignore[operator]
-        job.tokenizer.save_pretrained(folder)
+        for config in folder.rglob("config.json"):  # of the model, and of one that is kept beside it
+            job.tokenizer.save_pretrained(config.parent)
         (folder / "data.json").write_text(json.dumps(said))
 
     return save
@@ -88,7 +89,14 @@ def teacher(job: Job) -> Save:
         stack.bind(model.spec, {})
         program = Distillation(model, stack, {})
         feed = task_feed(job, training.batch)
-        how = settings_of(job, "teacher", training, epochs=training.epochs, keep=training.keep)
+        how = settings_of(
+            job,
+            "teacher",
+            training,
+            epochs=training.epochs,
+            keep=training.keep,
+            layer_decay=training.layer_decay,
+        )
         fit(job, program, feed, how, validation(job, "teacher", program, {"teacher": model}))
     elif source.finetune is not None:
         job.progress.say("teacher: pretrained on masked tokens, which are the task: it is not fine-tuned")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from tiny import WORDS, tokenizer
+from tiny import documents, tokenizer
 from transformers import BertForPreTraining
 
 from distillkit.data.masking import choose, choose_words, corrupt, keyed_uniform
@@ -23,17 +23,6 @@ from distillkit.teachers.bert import Bert
 from distillkit.types import IGNORED
 
 LENGTH = 32
-
-
-def documents(count: int = 30, seed: int = 1) -> list[list[str]]:
-    generator = np.random.default_rng(seed)
-    return [
-        [
-            " ".join(generator.choice(WORDS, size=generator.integers(1, 14)))
-            for _ in range(generator.integers(1, 9))
-        ]
-        for _ in range(count)
-    ]
 
 
 @pytest.fixture(scope="module")
