@@ -67,7 +67,7 @@ def config(task: str, student: str, seed: int) -> dict[str, Any]:
             "optimizer": {"lr": RATES[student]},
             "save_every": 200,
         },
-        "bench": {"batch": [1, 32], "length": [16, 64]},
+        "bench": {"batch": [1, 32], "length": [16, 64], "threads": 1},
     }
 
 
@@ -154,7 +154,7 @@ def main() -> None:
         table += [line(told) for told in cells]
     note = (
         "Accuracy on the test split; speed is the ratio of median latencies at batch 1, length 64, teacher "
-        "over student in the same runtime, two cores shared with other work. Each seed has its own teacher. "
+        "over student in the same runtime, one thread each. Each seed has its own teacher. "
         "First the mean over the seeds with the smallest and the largest, then each with 95 % bootstrap "
         "intervals over rows."
     )

@@ -50,7 +50,7 @@ def config() -> dict[str, Any]:
                 "states": {"use": "hidden_cosine"},
             },
         },
-        "bench": {"batch": [1, 32], "length": [16, 64]},
+        "bench": {"batch": [1, 32], "length": [16, 64], "threads": 1},
     }
 
 
