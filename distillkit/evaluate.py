@@ -25,7 +25,7 @@ from torch import Tensor
 from distillkit.answers import Keep, collect, logits
 from distillkit.data.batching import Encoded
 from distillkit.errors import DataError
-from distillkit.judging import Judge, judge_of, log_softmax
+from distillkit.judging import Judge, judge_of, log_softmax, rows_of_tasks
 from distillkit.metrics import Baseline, Calibration, ClassScore, Measured, ReliabilityBin, interval
 from distillkit.settings import Labels
 from distillkit.types import Batch, Outputs
@@ -137,10 +137,10 @@ def by_task(
     """
     if not labels.tasks:
         yield "", labels, list(golds), answers
+    rows = [rows_of_tasks(labels, gold) for gold in golds]
     for task, columns in labels.columns.items():
-        rows = [(gold >= columns.start) & (gold < columns.stop) for gold in golds]
-        own = [gold[part] - columns.start for gold, part in zip(golds, rows, strict=True)]
-        yield task, labels.of(task), own, answers[rows[-1]][:, columns]
+        own = [gold[part[task]] - columns.start for gold, part in zip(golds, rows, strict=True)]
+        yield task, labels.of(task), own, answers[rows[-1][task]][:, columns]
 
 
 def agreement(labels: Labels, teacher: Array, student: Array) -> dict[str, float]:

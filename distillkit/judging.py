@@ -194,10 +194,15 @@ class TasksJudge(ClassJudge):
     @staticmethod
     def _tasks(labels: Labels, gold: Array) -> Iterator[tuple[str, Labels, NDArray[np.bool_], int, slice]]:
         """Each task that has rows: its name, its labels, which rows, its first class, its columns."""
-        for task, columns in labels.columns.items():
-            rows = (gold >= columns.start) & (gold < columns.stop)
+        for task, rows in rows_of_tasks(labels, gold).items():
             if rows.any():
+                columns = labels.columns[task]
                 yield task, labels.of(task), rows, columns.start, columns
+
+
+def rows_of_tasks(labels: Labels, gold: Array) -> dict[str, NDArray[np.bool_]]:
+    """Which rows are of each of several tasks, by their right answers."""
+    return {task: (gold >= columns.start) & (gold < columns.stop) for task, columns in labels.columns.items()}
 
 
 def _with_means(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -196,9 +196,9 @@ class Outputs:
     exits: Sequence[Outputs] = ()
 
 
-IMPOSSIBLE = -1e4
-"""Logit of a class that an example cannot have: its probability is 0 in every precision, at any temperature
-that anybody distils with.
+IMPOSSIBLE = -8192.0
+"""Logit of a class that an example cannot have: its probability is 0 at any temperature that anybody distils
+with, and it is the same number in every precision.
 """
 
 

@@ -223,6 +223,18 @@ def test_a_loss_of_a_part_of_the_classes_is_the_loss_of_those_alone(name: str, c
     assert not logits_NV.grad[~allowed].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_what_cannot_be_is_the_same_number_in_every_precision(dtype: torch.dtype) -> None:
+    """Else a difference of logits in bf16 and fp32 would count it."""
+    step = random_step(classes=3)
+    allowed = torch.tensor([[True, False, True]]).expand(step.batch.num_examples, 3)
+    batch = replace(step.batch, allowed=allowed)
+    said = restricted(replace(step.student, logits=step.student.logits.to(dtype)), batch)
+    told = restricted(step.teachers["teacher"], batch)
+    assert torch.equal(said.logits[:, 1].float(), told.logits[:, 1])
+    assert (told.logits / 90).softmax(dim=-1)[:, 1].max() < 1e-35
+
+
 def test_answers_are_restricted_where_they_are_collected(here: Path) -> None:
     encoded = encode(loaded(here).validation, tokenizer(), max_length=24, cache=here / "cache")
     assert encoded.tasks is not None
