@@ -172,7 +172,8 @@ class TasksJudge(ClassJudge):
         found = {}
         for task, own, rows, first, columns in self._tasks(labels, gold):
             said = [one[rows][:, columns] for one in answers]
-            found[task] = super().resample(own, gold[rows] - first, said, seed=seed, resamples=resamples)
+            chance = task_seed(labels, task, seed)
+            found[task] = super().resample(own, gold[rows] - first, said, seed=chance, resamples=resamples)
         return _with_means(found)
 
     def constant(self, labels: Labels, train_gold: Array, gold: Array) -> Array:
@@ -203,6 +204,13 @@ class TasksJudge(ClassJudge):
 def rows_of_tasks(labels: Labels, gold: Array) -> dict[str, NDArray[np.bool_]]:
     """Which rows are of each of several tasks, by their right answers."""
     return {task: (gold >= columns.start) & (gold < columns.stop) for task, columns in labels.columns.items()}
+
+
+def task_seed(labels: Labels, task: str, seed: int) -> int:
+    """Of the resamples of one of several tasks: with one seed for all, those of small tasks would rise and
+    fall together.
+    """
+    return int(np.random.SeedSequence([seed, list(labels.tasks).index(task)]).generate_state(1)[0])
 
 
 def _with_means(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

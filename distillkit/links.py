@@ -59,7 +59,8 @@ def _own_task(config: RunConfig, name: str) -> dict[str, Any]:
     task = config.task.tasks[name]
     chosen = (task.holdout_seed, config.task.holdout_seed, config.seed)
     split = next(seed for seed in chosen if seed is not None)
-    return task.model_dump(by_alias=True) | {"holdout_seed": split}
+    own = {"holdout_seed": split, "metric": task.metric or config.task.metric}
+    return task.model_dump(by_alias=True) | own
 
 
 def _student_of(loaded: Loaded) -> dict[str, Any]:

@@ -169,7 +169,7 @@ class _Call:
                 hint="name the student in the config (a class of your own by --code)",
             )
         first: Any = self.loaded.config.teacher
-        if getattr(first, "peers", None) and first.keep == "best":
+        if getattr(first, "peers", None) and first.keep != "student":
             raise ConfigError(
                 "the best of the peers is known when they are trained, too late to teach an assistant",
                 where="teacher.keep",

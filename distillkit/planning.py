@@ -190,7 +190,7 @@ class _Draft:
     @property
     def scale(self) -> float:
         """Training rows over rows that were tokenised."""
-        return len(self.named.task.train) / len(preflight.sample(self.named.task.train, SAMPLE_ROWS))
+        return len(self.named.task.train) / len(self.encoded)
 
     def tokens_per_step(self, feed: TaskFeed) -> float:
         """Real tokens of a step, on average."""
@@ -329,11 +329,12 @@ def _loss_plans(draft: _Draft) -> Iterator[LossPlan]:
 
 def _stages(draft: _Draft) -> Iterator[StagePlan]:
     """What one run trains: its teacher, or each of those that it is made of, and its student."""
+    by_task = getattr(draft.named.config.teacher, "combine", "") == "task"
     for name, source in draft.named.teacher.members.items():
         part = draft.prospect.teacher.parts[name]
-        read = (
-            _of_task(draft, name) if getattr(draft.named.config.teacher, "combine", "") == "task" else draft
-        )
+        read = _of_task(draft, name) if by_task else draft
+        if not len(read.encoded):  # a small task beside large ones, of which the sample holds no row
+            continue
         named = replace(read.named, teacher=source)
         member = replace(read, prospect=replace(read.prospect, named=named, teacher=part))
         yield from _labelled(f"member {name}", _teacher_stages(member))

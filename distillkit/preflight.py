@@ -164,19 +164,26 @@ def judged(prospect: Prospect, train: Encoded, validation: Encoded, device: torc
     assert train_gold is not None and gold is not None
     answers = _answers(prospect.teacher.to(device), samples, labels, device)
     seed = named.config.seed
-    verdict = evaluate.better_than_majority(labels, train_gold, gold, answers, seed=seed)
     whole = len(named.task.validation) <= JUDGED_ROWS
-    if verdict.passes or named.config.teacher.allow_weak:
-        return Finding("fact" if verdict.passes else "warning", "teacher", verdict.sentence)
+    verdicts = {
+        task: evaluate.better_than_majority(own, seen, right, said, seed=seed)
+        for task, own, (seen, right), said in evaluate.by_task(labels, train_gold, gold, answers=answers)
+        if len(seen) and len(right)
+    }
+    words = "; ".join(f"{task}: {one.sentence}" if task else one.sentence for task, one in verdicts.items())
+    failed = [task for task, verdict in verdicts.items() if not verdict.passes]
+    if not failed or named.config.teacher.allow_weak:
+        return Finding("warning" if failed else "fact", "teacher", words)
     if whole:
-        raise weak(verdict)
-    return Finding("warning", "teacher", f"{verdict.sentence}; a run refuses it if all rows say so")
+        raise weak(verdicts[failed[0]], task=failed[0])
+    return Finding("warning", "teacher", f"{words}; a run refuses it if all rows say so")
 
 
-def weak(verdict: evaluate.Verdict, named: str = "teacher") -> ModelError:
-    """The refusal of a teacher, called `named`, that has nothing to teach."""
+def weak(verdict: evaluate.Verdict, named: str = "teacher", task: str = "") -> ModelError:
+    """The refusal of a teacher, called `named` in the recipe, that has nothing to teach (of a task)."""
+    on_task = f" on {task}" if task else ""
     return ModelError(
-        f"the teacher is no better than a constant answer: {verdict.sentence}",
+        f"the teacher is no better than a constant answer{on_task}: {verdict.sentence}",
         where=named,
         hint=f"train it longer or on more data; {named}.allow_weak: true goes on all the same",
     )

@@ -277,7 +277,7 @@ def _allowed(entry: Any) -> str:
 def _known_keys(model: type[RunConfig], at: Keys, value: Any) -> str:
     """The hint for an unknown key: what it resembles among its neighbours, or the section that has it."""
     schema, key = _schema(model), str(at[-1])
-    known = _fields_at(schema, at[:-1], value)
+    known = [name for name in _fields_at(schema, at[:-1], value) if name != key]  # of another form of it
     for section, node in schema["properties"].items():
         inner = _expand(node, value.get(section), schema["$defs"])
         if key not in known and len(at) == 1 and any(key in one.get("properties", {}) for one in inner):
@@ -391,8 +391,16 @@ def _several(config: RunConfig, tasks: SeveralTasks) -> Iterator[tuple[Keys, str
             if getattr(phase, key) is not None:
                 problem = f"{_dotted((*place, key))} and several tasks contradict each other"
                 yield (*place, key), problem, "leave it out: its rows would be of no task"
+        if phase.cache is not None and phase.cache.logits != "full":
+            problem = (
+                f"{_dotted((*place, 'cache'))}.logits: {phase.cache.logits} and several tasks contradict"
+            )
+            yield (*place, "cache", "logits"), f"{problem} each other", "keep the full logits"
     peers = getattr(config.teacher, "peers", {})
     students: dict[Keys, Any] = {("teacher", "peers", name): one for name, one in peers.items()}
+    for number, assistant in enumerate(config.assistants):
+        if assistant.student is not None:
+            students["assistants", number, "student"] = assistant.student
     for here, student in {**students, ("student",): config.student}.items():
         if student.use == "exits":
             problem = f"{_dotted(here)}.use: exits and several tasks contradict each other"

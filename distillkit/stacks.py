@@ -42,6 +42,8 @@ def check_access(
     """The ladder of access, before anything is loaded: a loss that needs more than its teacher, its task or
     its phase's data gives is a ConfigError.
     """
+    if labels.tasks:
+        _check_tasks(config, teacher)
     for index, stack in enumerate(stacks):
         if config.phases[index].cache is not None:
             _check_cached(stack, teacher)
@@ -128,6 +130,23 @@ def _check_augment(config: RunConfig, index: int, teacher: TeacherSource) -> Non
             "to ask",
             where=f"{_phase(config, index)}.augment.model",
             hint="give the Hugging Face folder of one",
+        )
+
+
+def _check_tasks(config: RunConfig, teacher: TeacherSource) -> None:
+    """Raise ConfigError for a teacher that cannot tell which of several tasks a row is of."""
+    by_task = getattr(config.teacher, "combine", "") == "task"
+    if teacher.rows_only == "id":
+        raise ConfigError(
+            "its answers are found by id, and rows of several tasks are numbered anew",
+            where="teacher",
+            hint="let it find rows by their texts",
+        )
+    if teacher.access == Access.LABELS and not by_task:
+        raise ConfigError(
+            "it names one class, which may be another task's than the row's",
+            where="teacher",
+            hint="use: ensemble with combine: task, and one such member for each task",
         )
 
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -25,7 +26,7 @@ from distillkit.errors import ConfigError, DivergedError, MissingError, ModelErr
 from distillkit.files import read_manifest
 from distillkit.model import Student, Teacher, TeacherSource
 from distillkit.settings import Labels, Name, Positive, Teachers
-from distillkit.types import IGNORED, Access, Batch, Finding, Outputs, Spec, Swap, Want
+from distillkit.types import IGNORED, Access, Batch, Finding, Outputs, Spec, Swap, Want, restricted
 
 
 class Ensemble(TeacherSource):
@@ -232,8 +233,15 @@ class EnsembleTeacher(Teacher):
         return None if None in counts else sum(count for count in counts if count is not None)
 
     def check_rows(self, rows: Rows, name: str) -> None:
-        for member in self._members.values():
-            member.check_rows(rows, name)
+        for called, member in self._members.items():
+            member.check_rows(self._own_rows(called, rows), name)
+
+    def _own_rows(self, member: str, rows: Rows) -> Rows:
+        """Those of the rows that a member answers."""
+        if not self._by_task or rows.tasks is None:
+            return rows
+        task = list(self._labels.tasks).index(member)
+        return rows.take(np.flatnonzero(rows.tasks.task == task), member)
 
     def outputs(self, batch: Batch, *, want: Want, swap: Swap | None = None) -> Outputs:
         if swap or want.access > Access.SCORES:
@@ -254,7 +262,8 @@ class EnsembleTeacher(Teacher):
     def _said(self, name: str, batch: Batch) -> Tensor:
         """`[N, V]` the logits of one member."""
         start = time.perf_counter()
-        logits_NV = self._members[name].outputs(batch, want=Want()).logits.float()
+        said = self._members[name].outputs(batch, want=Want())
+        logits_NV = restricted(replace(said, logits=said.logits.float()), batch).logits
         finite = bool(torch.isfinite(logits_NV).all())  # waits for a GPU
         self._seconds[name] += time.perf_counter() - start
         if not finite:

@@ -23,8 +23,9 @@ from distillkit import catalog, evaluate, pipeline, planning, recipe
 from distillkit.data.batching import TaskFeed, collate, drawn, drawn_rows, encode
 from distillkit.data.layouts import Segments
 from distillkit.data.several import load_tasks
-from distillkit.data.tasks import Task, TaskOfRows
+from distillkit.data.tasks import Rows, Task, TaskOfRows
 from distillkit.errors import ConfigError, DataError, DistillkitError, ErrorGroup, ModelError
+from distillkit.judging import TasksJudge, task_seed
 from distillkit.losses.base import Loss
 from distillkit.losses.decoupled_kd import DecoupledKd
 from distillkit.losses.gold import Gold
@@ -33,10 +34,10 @@ from distillkit.losses.jensen_shannon import JensenShannon
 from distillkit.losses.logit_mse import LogitMse
 from distillkit.losses.logits import Logits
 from distillkit.losses.reverse_kl import ReverseKl
-from distillkit.model import FixedTeacher
+from distillkit.model import FixedTeacher, Teacher
 from distillkit.settings import BatchSettings, Labels, SeveralTasks, TaskSettings
 from distillkit.teachers.ensemble import Ensemble, EnsembleTeacher
-from distillkit.types import IMPOSSIBLE, Access, Step, Want, restricted
+from distillkit.types import IMPOSSIBLE, Access, Outputs, Spec, Step, Want, restricted
 
 TASKS = {
     "mood": {"kind": "classification", "train": "train.jsonl", "validation": "validation.jsonl"},
@@ -265,7 +266,9 @@ def test_tasks_are_judged_each_by_itself_and_by_their_mean() -> None:
     assert found["accuracy"] != pytest.approx(accuracy_score(gold, said))  # the tasks differ in size
     measured = evaluate.score(LABELS, gold, answers, seed=1)
     assert {name: one.value for name, one in measured.items()} == pytest.approx(found)
-    alone = evaluate.score(LABELS.of("same"), gold[40:] - 2, answers[40:, 2:], seed=1)["accuracy"]
+    chance = task_seed(LABELS, "same", 1)
+    assert chance != task_seed(LABELS, "mood", 1)
+    alone = evaluate.score(LABELS.of("same"), gold[40:] - 2, answers[40:, 2:], seed=chance)["accuracy"]
     assert (measured["same.accuracy"].low, measured["same.accuracy"].high) == (alone.low, alone.high)
     assert measured["accuracy"].low < found["accuracy"] < measured["accuracy"].high
     base = evaluate.majority(LABELS, gold, gold)
@@ -312,6 +315,65 @@ def test_each_member_answers_the_rows_of_its_own_task(here: Path) -> None:
         teacher.outputs(replace(batch, allowed=None), want=Want())
 
 
+def test_members_that_learned_all_tasks_are_averaged_over_the_rows_own_classes() -> None:
+    """What a member says of another task's classes neither moves the average nor its weight in it."""
+
+    class Says(Teacher):
+        def __init__(self, logits: list[float]) -> None:
+            self.logits = torch.tensor([logits])
+
+        @property
+        def access(self) -> Access:
+            return Access.SCORES
+
+        @property
+        def spec(self) -> Spec:
+            return Spec(0, 0, 0, 0, vocab_size=0, num_labels=5, max_length=99)
+
+        def outputs(self, given: Any, *, want: Want, swap: Any = None) -> Outputs:
+            return Outputs(self.logits)
+
+    told = [[2.0, 0.0, 8.0, 8.0, 1.0], [0.0, 2.5, -8.0, -8.0, -8.0]]
+    members = {str(index): Says(one) for index, one in enumerate(told)}
+    allowed = torch.tensor([[True, True, False, False, False]])
+    batch = replace(random_step(examples=1).batch, labels=torch.tensor([0]), allowed=allowed)
+    for how in ({}, {"average": "logits"}, {"combine": "confidence"}):
+        sources = {name: Source() for name in members}
+        wide = EnsembleTeacher(members, Ensemble(members=sources, **how), LABELS)  # type: ignore[arg-type]
+        narrow = {name: Says(one[:2]) for name, one in zip(members, told, strict=True)}
+        alone = EnsembleTeacher(narrow, Ensemble(members=sources, **how), LABELS.of("mood"))  # type: ignore[arg-type]
+        mine = restricted(wide.outputs(batch, want=Want()), batch).logits[:, :2].softmax(dim=-1)
+        own = alone.outputs(replace(batch, allowed=None), want=Want()).logits.softmax(dim=-1)
+        assert torch.allclose(mine, own, atol=1e-6), how
+
+
+def test_members_are_asked_for_their_own_tasks_rows_alone(here: Path) -> None:
+    seen: list[tuple[set[int], int]] = []
+
+    class Noting(FixedTeacher):
+        def check_rows(self, rows: Rows, name: str) -> None:
+            assert rows.tasks is not None
+            seen.append((set(rows.tasks.task.tolist()), len(rows)))
+
+    members = {name: Noting(encoder(0, labels=LABELS.of(name))) for name in LABELS.tasks}
+    source = Ensemble(members={name: Source() for name in members}, combine="task")  # type: ignore[dict-item]
+    rows = loaded(here).train
+    EnsembleTeacher(members, source, LABELS).check_rows(rows, "train")
+    assert rows.tasks is not None
+    assert seen == [({task}, count) for task, count in enumerate(np.bincount(rows.tasks.task).tolist())]
+
+
+def test_resamples_of_small_tasks_do_not_rise_and_fall_together() -> None:
+    generator = np.random.default_rng(0)
+    gold = np.concatenate([generator.integers(0, 2, 30), generator.integers(2, 5, 30)])
+    answers = generator.normal(size=(60, 5))
+    answers[:30, 2:] = answers[30:, :2] = IMPOSSIBLE
+    drawn_ = TasksJudge().resample(LABELS, gold, [answers], seed=3, resamples=800)
+    pair = np.stack([drawn_["mood.accuracy"][0], drawn_["same.accuracy"][0]])
+    assert abs(np.corrcoef(pair)[0, 1]) < 0.15
+    assert np.allclose(drawn_["accuracy"][0], pair.mean(axis=0))
+
+
 def config(here: Path, name: str, teacher: Any, **changes: Any) -> Path:
     tasks = {name: {**task, "max_length": 24} for name, task in TASKS.items()}
     distill = {
@@ -356,16 +418,21 @@ def test_one_student_of_a_teacher_for_each_task_to_the_report(here: Path) -> Non
     # each member is what a run of its own task alone comes to, held-out rows included
     scores = json.loads((run / "members" / "same" / "teacher" / "scores.json").read_text())["scores"]
     assert scores["accuracy"]["value"] == pytest.approx(facts["teacher"]["metrics"]["same.accuracy"]["value"])
+    told = facts["teacher"]["metrics"]["mood.accuracy"]["value"]
+    assert measured["teacher-pytorch"]["mood.accuracy"]["value"] == pytest.approx(told)
     page = (run / "report.html").read_text()
+    card = (run / "report" / "README.md").read_text()
+    assert 'config["tasks"].items()' in card and "logits[:, 2:5]" in card
     assert "accuracy of same" in page and "same/perhaps" in page
 
 
 def test_one_teacher_may_learn_both_tasks_and_a_weak_one_is_named_with_the_task(here: Path) -> None:
-    with pytest.raises(ModelError, match=r"teacher on (mood|same)"):
+    with pytest.raises(ModelError, match=r"constant answer on (mood|same)"):
         lazy = specialist(finetune={"epochs": 1, "optimizer": {"lr": 1e-9}})
         pipeline.run(config(here, "weak", lazy), progress="quiet", until="student")
 
 
+ONE_BLOCK = {"use": "transformer", "layers": 2, "width": 16}
 REFUSED = {
     "kind": (
         {"tasks": {**TASKS, "same": {**TASKS["same"], "kind": "regression"}}},
@@ -376,6 +443,12 @@ REFUSED = {
     "one": ({"tasks": {"mood": TASKS["mood"]}}, {}, "task.tasks"),
     "corpus": ({"tasks": TASKS}, {"distill.corpus": "corpus.txt"}, "distill.corpus"),
     "unlabelled": ({"tasks": TASKS}, {"distill.unlabelled": "train.jsonl"}, "distill.unlabelled"),
+    "cache": ({"tasks": TASKS}, {"distill.cache.logits": "2"}, "distill.cache.logits"),
+    "exits": (
+        {"tasks": TASKS},
+        {"assistants": json.dumps([{"student": {"use": "exits", "at": [1], "of": ONE_BLOCK}}])},
+        "assistants.0.student.use",
+    ),
     "missing": ({"tasks": {**TASKS, "same": {"kind": "classification"}}}, {}, "task.tasks.same.train"),
     "typo": ({"tasks": TASKS, "exponnent": 1}, {}, "did you mean 'exponent'"),
 }
@@ -416,3 +489,18 @@ def test_a_plan_counts_each_members_own_rows(here: Path) -> None:
     assert task.train.labels is not None
     counts = np.bincount(task.train.labels, minlength=5)
     assert made.majority == pytest.approx((counts[:2].max() / sizes[0] + counts[2:].max() / sizes[1]) / 2)
+
+
+@pytest.mark.parametrize(("by", "word"), [({}, "names one class"), ({"id": "row"}, "numbered anew")])
+def test_a_file_of_labels_is_a_teacher_of_one_task_only(here: Path, by: dict[str, str], word: str) -> None:
+    """A class that it names may be another task's; its ids would be those of single tasks."""
+    (here / "said.jsonl").write_text('{"text": "ba", "row": 1, "says": "mood/good"}\n')
+    said = {"use": "predictions", "path": "said.jsonl", "label": "says", **by}
+    with pytest.raises(ConfigError, match=word):
+        pipeline.run(config(here, "filed", said), progress="quiet", until="student")
+
+
+def test_a_task_without_rows_is_drawn_from_at_no_exponent() -> None:
+    tasks = TaskOfRows(np.asarray([0, 0, 2, 2, 2]), np.eye(3, dtype=bool), 0.0)
+    rows = drawn_rows(tasks, seed=1, epoch=0)
+    assert len(rows) == 5 and set(tasks.task[rows].tolist()) == {0, 2}

@@ -301,7 +301,7 @@ def drawn_rows(tasks: TaskOfRows, *, seed: int, epoch: int) -> NDArray[np.int64]
     comes twice more often than any other of its task.
     """
     sizes = np.bincount(tasks.task, minlength=len(tasks.classes))
-    wanted = sizes**tasks.exponent
+    wanted = np.where(sizes > 0, sizes.astype(np.float64) ** tasks.exponent, 0.0)
     ends = np.round(np.cumsum(wanted) / wanted.sum() * sizes.sum()).astype(np.int64)
     parts = [np.zeros(0, dtype=np.int64)]
     for task, count in enumerate(np.diff(ends, prepend=0).tolist()):

@@ -136,6 +136,9 @@ def exact_batch(samples: Encoded, size: int, length: int) -> Batch:
         ids=torch.arange(size),
         full=True,
         scored=ones.bool() if samples.scoring.by_token else None,
+        allowed=None
+        if samples.tasks is None
+        else torch.from_numpy(samples.tasks.allowed(np.arange(size) % len(samples))),
     )
 
 

@@ -71,7 +71,7 @@ def _front_matter(facts: RunFacts) -> ModelCardData:
                 dataset_type=text.clean(facts.name),
                 dataset_name=text.clean(facts.name),
                 dataset_split=facts.task.measured_on,
-                metric_type=_METRIC_TYPES.get(name, text.label(name)),
+                metric_type=_METRIC_TYPES.get(name.rpartition(".")[2], text.label(name)),
                 metric_name=text.label(name),
                 metric_value=round(measured.value, 4),
             )

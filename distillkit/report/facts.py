@@ -38,7 +38,8 @@ class Setting:
 class TaskFacts:
     """The task: rows by split, gold labels by split, the constant answer's score, and what the reader noted.
 
-    metric: the one that leads the report; measured_on: the split that every figure is measured on.
+    metric: the one that leads the report; measured_on: the split that every figure is measured on; tasks: of
+    several, the first of its labels and the one behind its last.
     """
 
     kind: TaskKind
@@ -49,6 +50,7 @@ class TaskFacts:
     labels: tuple[str, ...] = ()
     max_length: int = 128
     label_counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    tasks: dict[str, tuple[int, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 

@@ -155,6 +155,7 @@ def task_facts(task: Task, metric: str, baseline: Baseline) -> TaskFacts:
         baseline=baseline,
         labels=task.labels.names,
         max_length=task.settings.max_length,
+        tasks={name: (columns.start, columns.stop) for name, columns in task.labels.columns.items()},
         label_counts={name: _counts(task.labels, rows) for name, rows in present.items()}
         if task.labels.names
         else {},

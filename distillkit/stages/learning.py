@@ -99,12 +99,15 @@ def _judge(job: Job, fixed: Teacher, named: str, allowed: bool) -> None:
     train, judged = job.encoded(job.task.train).gold, samples.gold
     assert train is not None and judged is not None
     answers = job.predict(fixed, samples)
+    recipe = job.config.teacher
+    members = recipe.members if getattr(recipe, "combine", "") == "task" else {}  # type: ignore[attr-defined]
     for task, labels, (seen, right), said in evaluate.by_task(
         job.task.labels, train, judged, answers=answers
     ):
         verdict = evaluate.better_than_majority(labels, seen, right, said, seed=job.config.seed)
-        who = f"{named} on {task}" if task else named
-        if not verdict.passes and not allowed:
-            raise preflight.weak(verdict, who)
+        own = members[task].allow_weak if task in members else False
+        if not verdict.passes and not (allowed or own):
+            raise preflight.weak(verdict, f"{named}.members.{task}" if task in members else named, task)
         if not verdict.passes:
+            who = f"{named} on {task}" if task else named
             job.progress.say(f"{who}: weak, and allowed to be: {verdict.sentence}")
