@@ -79,7 +79,7 @@ def test_generations_differ_by_their_seeds_and_keep_the_rows_that_are_held_out(h
     derived = [*links.assistants(loaded, folder), loaded]
     assert [one.config.seed for one in derived] == [4, 5, 3]
     splits = [
-        pipeline.load_task(one.config.task, base=one.base, seed=one.config.seed).validation.ids.tolist()
+        pipeline.load_tasks(one.config.task, base=one.base, seed=one.config.seed).validation.ids.tolist()
         for one in derived
     ]
     assert splits[0] == splits[1] == splits[2], "no generation is judged on rows that another was trained on"

@@ -29,6 +29,7 @@ from distillkit.losses.gold import Gold
 from distillkit.losses.hidden_cosine import HiddenCosine
 from distillkit.rundir import MetricsLog, RunDir
 from distillkit.settings import FinetuneSettings, PretrainSettings
+from distillkit.stages import learning, training
 from distillkit.teachers.bert import Bert
 from distillkit.train import TrainSettings, train
 from distillkit.types import Batch
@@ -330,7 +331,7 @@ def test_validation_chooses_weights_only_where_it_can_judge_them(
         told[settings.stage] = settings.keep
         return train(program, feed, settings, *rest, **named)
 
-    monkeypatch.setattr(stages, "train", spy)
+    monkeypatch.setattr(training, "train", spy)
     phase = {**CONFIG["distill"], "losses": losses, **({"corpus": corpus} if corpus else {})}
     pipeline.run(write_config(here, distill=phase), until="student", progress="quiet")
     assert told["student"] == kept and told["teacher"] == "best"
@@ -377,7 +378,7 @@ def test_two_phases_with_two_corpora_each_train_on_their_own_text(
             fed.append(encoded)
             super().__init__(encoded, *settings, **named)
 
-    monkeypatch.setattr(stages, "TaskFeed", Watched)
+    monkeypatch.setattr(learning, "TaskFeed", Watched)
     config = write_config(here, distill=[{**base, "corpus": name} for name in ("corpus.txt", "other.txt")])
     run = pipeline.run(config, until="student", progress="quiet")
     words = load_tokenizer(run.path / "tokenizer")
