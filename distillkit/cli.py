@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -268,7 +269,9 @@ def report(
     facts = run_folder / "report" / FACTS_FILE
     if not facts.is_file():
         raise ConfigError(
-            "this run has no report yet", where=str(run_folder), hint=f"distillkit run {run_folder}"
+            "this run has no report yet",
+            where=str(run_folder),
+            hint=f"distillkit run {shlex.quote(str(run_folder))}",
         )
     page = output or run_folder / "report.html"
     write_report(load_facts(facts), page)

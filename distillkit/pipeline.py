@@ -9,6 +9,7 @@ that the config names.
 from __future__ import annotations
 
 import copy
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -84,7 +85,7 @@ def run(
     loaded = _load(config, overrides)
     world = World.join(loaded.config.runtime)
     run_dir = RunDir.open(run_path(loaded), data_paths=_data_paths(loaded))
-    again = f"distillkit run {run_dir.path}"
+    again = f"distillkit run {shlex.quote(str(run_dir.path))}"
     with run_dir.lock() if world.main else nullcontext(), Signals() as signals:
         place = Place(run_dir, world, signals, Progress.make(progress, world.main), force)
         call = _Call(loaded, place, progress)
@@ -257,7 +258,7 @@ def _todo(job: Job, until: str) -> list[str]:
 
 
 def _run_stages(job: Job, todo: list[str]) -> None:
-    again = f"distillkit run {job.run.path}"
+    again = f"distillkit run {shlex.quote(str(job.run.path))}"
     if "student" in todo and "tokenizer" not in todo:
         stages.check(job)
     if not todo:
