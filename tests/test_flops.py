@@ -112,24 +112,25 @@ def tiny_bert() -> BertForPreTraining:
     return BertForPreTraining(BertConfig(vocab_size=50, max_position_embeddings=40, **sizes))
 
 
+def whole(ids: torch.Tensor, labels: torch.Tensor) -> Batch:
+    """Sequences without padding."""
+    ones = torch.ones_like(ids)
+    return Batch(
+        inputs={"input_ids": ids, "token_type_ids": torch.zeros_like(ids), "attention_mask": ones},
+        labels=labels,
+        mask=ones.bool(),
+        ids=torch.arange(len(ids)),
+        full=True,
+    )
+
+
 def test_berts_pretraining_is_what_torch_counts() -> None:
     """Forward to the digit, and with its backward three times that; the head runs on masked tokens only."""
     model, objective = tiny_bert(), BertObjective(mask_rate=0.25)
     ids = torch.randint(0, 50, (3, 20))
     labels = torch.full_like(ids, -100)
     labels[:, :5] = ids[:, :5]
-    rows = Batch(
-        inputs={
-            "input_ids": ids,
-            "token_type_ids": torch.zeros_like(ids),
-            "attention_mask": torch.ones_like(ids),
-        },
-        labels=labels,
-        mask=torch.ones_like(ids).bool(),
-        ids=torch.arange(3),
-        sequence_labels=torch.tensor([0, 1, 0]),
-        full=True,
-    )
+    rows = replace(whole(ids, labels), sequence_labels=torch.tensor([0, 1, 0]))
 
     def forward() -> torch.Tensor:
         return torch.stack([term.value for term in objective.loss(model, rows).values()]).sum()
@@ -235,18 +236,7 @@ def test_electras_pretraining_is_what_torch_counts(objective: str, generator: st
     ids = torch.randint(5, 50, (3, 20))
     labels = torch.full_like(ids, -100)
     labels[:, :5] = ids[:, :5]
-    rows = Batch(
-        inputs={
-            "input_ids": ids,
-            "token_type_ids": torch.zeros_like(ids),
-            "attention_mask": torch.ones_like(ids),
-        },
-        labels=labels,
-        mask=torch.ones_like(ids).bool(),
-        ids=torch.arange(3),
-        uniform=torch.rand(ids.shape, dtype=torch.float64),
-        full=True,
-    )
+    rows = replace(whole(ids, labels), uniform=torch.rand(ids.shape, dtype=torch.float64))
 
     def step() -> None:
         torch.stack([term.value for term in made.loss(model, rows).values()]).sum().backward()

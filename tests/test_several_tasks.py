@@ -426,7 +426,7 @@ def test_one_student_of_a_teacher_for_each_task_to_the_report(here: Path) -> Non
     assert "accuracy of same" in page and "same/perhaps" in page
 
 
-def test_one_teacher_may_learn_both_tasks_and_a_weak_one_is_named_with_the_task(here: Path) -> None:
+def test_a_weak_teacher_of_all_tasks_is_refused_by_the_task_that_it_does_not_know(here: Path) -> None:
     with pytest.raises(ModelError, match=r"constant answer on (mood|same)"):
         lazy = specialist(finetune={"epochs": 1, "optimizer": {"lr": 1e-9}})
         pipeline.run(config(here, "weak", lazy), progress="quiet", until="student")
