@@ -57,12 +57,14 @@ def interval(values: NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def asked(tasks: Sequence[str]) -> argparse.Namespace:
-    """What a study that goes on where it stopped is asked on the command line."""
+def asked(tasks: Sequence[str], **flags: str) -> argparse.Namespace:
+    """What a study that goes on where it stopped is asked on the command line; flags: name -> help."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no cell after so long")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--tasks", nargs="+", default=list(tasks), choices=list(tasks))
+    for name, help_ in flags.items():
+        parser.add_argument(f"--{name}", action="store_true", help=help_)
     return parser.parse_args()
 
 

