@@ -30,8 +30,8 @@ from distillkit.bench.samples import save_samples
 from distillkit.bench.timing import Opened, measure_opened
 from distillkit.data.batching import Encoded
 from distillkit.errors import MissingError
-from distillkit.export.session import require_provider
 from distillkit.metrics import Measured
+from distillkit.runtime.session import require_provider
 from distillkit.settings import BenchSettings, Labels
 
 Role = Literal["teacher", "student"]

@@ -17,8 +17,10 @@ from distillkit.bench.timing import Opened
 from distillkit.data.batching import Encoded
 from distillkit.early_exit import FACTS as EXITS
 from distillkit.encoder import Encoder
+from distillkit.export.bundle import Reading
 from distillkit.export.bundle import export as export_student
 from distillkit.export.exits import export_exits
+from distillkit.files import seal
 from distillkit.flops import flops_per_example
 from distillkit.model import FixedTeacher, LearningTeacherSource, Student, Teacher
 from distillkit.stages.job import PEERS, Job, Save
@@ -36,6 +38,7 @@ def export(job: Job) -> Save:
             for name, place in beside(job):
                 (folder / PEERS / name).mkdir(parents=True)
                 _export(job, place, folder / PEERS / name, f"export of peer {name}")
+                seal(folder / PEERS / name, {})  # each can be deployed by itself
 
     return save
 
@@ -44,13 +47,18 @@ def _export(job: Job, student: Path, folder: Path, named: str) -> None:
     """The student that lies in a folder, whole and, where it has exits, in parts."""
     model = job.student_source.load(student).eval()
     settings, labels = job.config.export, job.task.labels
-    parity = export_student(model, job.tokenizer, labels, job.samples(job.judged), folder, settings)
+    samples, reading = job.samples(job.judged), _reading(job)
+    parity = export_student(model, job.tokenizer, labels, samples, folder, settings, reading=reading)
     job.progress.say(f"{named}: largest difference to PyTorch {parity.max_abs_difference:.2e}")
     if model.spec.exits:
         held_out = job.samples(job.task.validation)
         parts = export_exits(model, labels, job.metric, held_out, folder, settings)
         count = len(model.spec.exits) + 1
         job.progress.say(f"{named}: of its {count} parts {parts.max_abs_difference:.2e}")
+
+
+def _reading(job: Job) -> Reading:
+    return Reading.of(job.config.task, job.metric)
 
 
 def bench(job: Job) -> Save:
@@ -117,7 +125,8 @@ def _variant(job: Job, role: Role, backend: Backend, folder: Path, samples: Enco
     if backend == "onnxruntime":
         where = folder / "teacher-onnx"
         where.mkdir()
-        export_student(model, job.tokenizer, job.task.labels, samples, where, job.config.export)
+        labels, settings = job.task.labels, job.config.export
+        export_student(model, job.tokenizer, labels, samples, where, settings, reading=_reading(job))
     elif not isinstance(model, Encoder):  # of a class that the process which measures does not know
         return Variant(name, role, backend, None, live=lambda: _loaded_here(job, model, where))
     return Variant(name, role, backend, where)
