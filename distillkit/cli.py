@@ -298,6 +298,8 @@ def compare(
         print(compared.html() if html else compared.csv())
     else:
         _console().print(compared.table())
+        if compared.over_tasks:
+            _console().print(compared.over_tasks, highlight=False, markup=False)
 
 
 @app.command(

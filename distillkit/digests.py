@@ -52,12 +52,17 @@ def contents(config: RunConfig, base: Path, task: Task, teacher: TeacherSource) 
     found = {}
     if trainable is not None and trainable.pretrain is not None:
         found["pretrain"] = corpus_digest(trainable.pretrain.corpus, base=base)
-    if trainable is not None and trainable.training(task.labels) is not None:
-        found["teacher"] = task.train.digest
-    for index, phase in enumerate(config.phases, start=1):
-        name = "student" if len(config.phases) == 1 else f"student-{index}"
+    finetune = None if trainable is None else trainable.training(task.labels)
+    if finetune is not None:
+        found |= dict.fromkeys(_numbered("teacher", finetune.seeds), task.train.digest)
+    for name, phase in zip(_numbered("student", len(config.phases)), config.phases, strict=True):
         found[name] = _read_by(phase, base, task)
     return found
+
+
+def _numbered(stage: str, count: int) -> list[str]:
+    """Names of a stage's trainings."""
+    return [stage] if count == 1 else [f"{stage}-{index}" for index in range(1, count + 1)]
 
 
 def _read_by(phase: Phase, base: Path, task: Task) -> str:

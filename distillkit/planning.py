@@ -375,7 +375,7 @@ def _teacher_stages(draft: _Draft) -> Iterator[StagePlan]:
         yield StagePlan("pretrain", steps, steps * cost.seconds * ratio, memory, flops)
     training = source.training(draft.named.task.labels)
     if training is not None:
-        steps = training.epochs * round(feed.num_steps(0) * draft.scale)
+        steps = training.seeds * training.epochs * round(feed.num_steps(0) * draft.scale)
         flops = steps * draft.tokens_per_step(feed) * cost.flops_per_token
         yield StagePlan("teacher", steps, steps * cost.seconds, cost.memory, flops)
 

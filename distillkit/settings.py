@@ -140,6 +140,10 @@ class FinetuneSettings(Section):
     layer_decay: Share = Field(
         default=1.0, description="factor of the learning rate from the head to the top block, and so on down"
     )
+    seeds: Count = Field(
+        default=1,
+        description="fine-tunings with a seed each; that of median validation score is kept",
+    )
 
 
 class Labels(Section):

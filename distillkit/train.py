@@ -408,7 +408,7 @@ class _Loop:
         if decay != 1 and len(layers) == 1:
             raise ConfigError(
                 f"layer_decay {decay} needs a model with blocks, and this one shows none",
-                where=f"{self.settings.stage}.finetune.layer_decay",
+                where="teacher.finetune.layer_decay",
                 hint="leave it out",
             )
         return layer_factors(layers, decay)

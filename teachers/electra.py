@@ -21,7 +21,14 @@ from distillkit.objectives.corrupted import (
     ReplacedTokenDetection,
     ReplaceMLM,
 )
-from distillkit.objectives.electra import Adversarial, ElectraObjective, TwoStage, Unigram
+from distillkit.objectives.electra import (
+    Adversarial,
+    ElectraObjective,
+    Masked,
+    NoGenerator,
+    TwoStage,
+    Unigram,
+)
 from distillkit.objectives.pair import GENERATOR
 from distillkit.settings import Count, FinetuneSettings, Fraction, Labels, Positive, PretrainSettings, Share
 from distillkit.teachers.encoders import PretrainedHere, shape_of
@@ -57,6 +64,7 @@ GENERATORS: dict[str, type[ElectraObjective]] = {
     "joint": ElectraObjective,
     "two_stage": TwoStage,
     "unigram": Unigram,
+    "mask": Masked,
     "adversarial": Adversarial,
 }
 
@@ -83,8 +91,9 @@ class Electra(PretrainedHere):
             masked positions only, replace_mlm predicts the originals there, all_tokens_mlm everywhere with a
             copy mechanism.
         generator: How tokens are replaced; by a generator that is trained jointly, in two_stage before the
-            main model (whose first weights are a copy), by unigram frequencies, or by one that is trained
-            adversarially.
+            main model (whose first weights are a copy), by unigram frequencies, by one that is trained
+            adversarially, or (mask) by [MASK] as BERT does it, which with replace_mlm is BERT's masked
+            language model in this architecture.
         generator_width: Width of the generator as a share of the width; default the size's, or a quarter.
         tie: What generator and main model share; embeddings are those of tokens, positions and segments, and
             their norm.
@@ -113,7 +122,7 @@ class Electra(PretrainedHere):
         positions: Count = 512,
         dropout: Fraction = 0.1,
         objective: Literal["electra", "electra_15", "replace_mlm", "all_tokens_mlm"] = "electra",
-        generator: Literal["joint", "two_stage", "unigram", "adversarial"] = "joint",
+        generator: Literal["joint", "two_stage", "unigram", "mask", "adversarial"] = "joint",
         generator_width: Share | None = None,
         tie: Literal["none", "embeddings", "all"] = "embeddings",
         keep_generator: bool = False,
@@ -208,14 +217,20 @@ def _check_generator(
     generator: str, objective: str, tie: str, keep: bool, given: float | None, share: float
 ) -> None:
     """Raise ConfigError for settings of the generator that contradict each other."""
-    if generator == "unigram":
+    if issubclass(GENERATORS[generator], NoGenerator):
         asked = {"generator_width": given is not None, "keep_generator": keep}
         for name in (name for name, set_ in asked.items() if set_):
             raise ConfigError(
-                f"generator: unigram has no network, and {name} is given",
+                f"generator: {generator} has no network, and {name} is given",
                 where=f"teacher.{name}",
                 hint="leave it out",
             )
+    if generator == "mask" and objective != "replace_mlm":
+        raise ConfigError(
+            f"generator: mask replaces no tokens, and objective: {objective} learns from replaced ones",
+            where="teacher.objective",
+            hint="set teacher.objective: replace_mlm, which predicts what was hidden",
+        )
     if tie == "all" and share != 1:
         raise ConfigError(
             f"tie: all needs a generator as wide as the main model, and its width is {share:.3g} of that",

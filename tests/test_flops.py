@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -221,15 +222,26 @@ def test_a_peak_is_told_only_where_it_is_known(device: str, precision: str, know
     assert peak(device, precision) == known
 
 
-@pytest.mark.parametrize("objective", ["electra", "electra_15", "replace_mlm", "all_tokens_mlm"])
-@pytest.mark.parametrize("generator", ["joint", "unigram", "two_stage"])
+@pytest.mark.parametrize(
+    ("objective", "generator"),
+    [
+        *product(
+            ("electra", "electra_15", "replace_mlm", "all_tokens_mlm"), ("joint", "unigram", "two_stage")
+        ),
+        ("replace_mlm", "mask"),
+    ],
+)
 def test_electras_pretraining_is_what_torch_counts(objective: str, generator: str) -> None:
     """Forward and backward of generator and main model, of whole sequences; of two stages the mean."""
     shape = {"layers": 2, "width": 16, "heads": 2, "embedding": 8, "dropout": 0.0}
     source = Electra(
         **{**shape, "objective": objective, "generator": generator, "mask_rate": 0.25, "vocab_size": 50},
         tie="none",
-        generator_width=None if generator == "unigram" else 1.0 if generator == "two_stage" else 0.5,
+        generator_width=None
+        if generator in ("unigram", "mask")
+        else 1.0
+        if generator == "two_stage"
+        else 0.5,
         positions=40,
     )
     model, made = source.pretraining(tokenizer())

@@ -29,7 +29,7 @@ from distillkit.losses.gold import Gold
 from distillkit.losses.hidden_cosine import HiddenCosine
 from distillkit.rundir import MetricsLog, RunDir
 from distillkit.settings import FinetuneSettings, PretrainSettings
-from distillkit.stages import learning, training
+from distillkit.stages import learning, teaching, training
 from distillkit.teachers.bert import Bert
 from distillkit.train import TrainSettings, train
 from distillkit.types import Batch
@@ -225,6 +225,54 @@ def test_a_stopped_run_goes_on_in_smaller_parts(crashed: Path) -> None:
     run = pipeline.run(crashed, overrides=["distill.batch.micro=2"], until="student", progress="quiet")
     steps = [row["step"] for row in run.metrics.records() if row["stage"] == "student" and "terms" in row]
     assert steps[0] > 4, "the first steps came from the checkpoint, whose lines the crash kept from the log"
+
+
+def test_of_several_fine_tunings_the_median_is_kept_and_a_stopped_one_goes_on(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has its own seed, the first that of the run; what was trained before a crash stays trained."""
+    finetune = {**CONFIG["teacher"]["finetune"], "epochs": 1, "keep": "last"}
+    body = {**CONFIG["teacher"], "pretrain": None}
+
+    def run(output: str, seeds: int) -> RunDir:
+        teacher = {**body, "finetune": {**finetune, "seeds": seeds}}
+        config = write_config(here, teacher=teacher, output=str(here / output))
+        return pipeline.run(config, until="teacher", progress="quiet")
+
+    trained: dict[str, torch.Tensor] = {}
+    real = teaching.fit
+
+    def watched(job: Any, program: Any, feed: Any, how: TrainSettings, measure: Any) -> None:
+        if how.stage == "teacher-3" and "teacher-3" not in trained:
+            trained["teacher-3"] = torch.zeros(0)
+            raise RuntimeError("the machine went away")
+        real(job, program, feed, how, measure)
+        trained[how.stage] = torch.cat([one.detach().flatten() for one in program.student.parameters()])
+
+    monkeypatch.setattr(teaching, "fit", watched)
+    with pytest.raises(RuntimeError, match="went away"):
+        run("several", 3)
+    once = {name: weights.clone() for name, weights in trained.items()}
+    done = run("several", 3)
+    steps = [(row["stage"], row["step"]) for row in done.metrics.records() if "terms" in row]
+    assert len(steps) == len(set(steps)) and {stage for stage, _ in steps} == set(trained)
+    assert all(torch.equal(trained[name], once[name]) for name in ("teacher-1", "teacher-2"))
+    told = json.loads((done.path / "teacher" / "seeds.json").read_text())
+    scores = told["validation"]
+    assert scores[told["kept"]] == sorted(scores.values())[1] and told["metric"] == "accuracy"
+    judged = json.loads((done.path / "teacher" / "scores.json").read_text())["scores"]["accuracy"]["value"]
+    assert judged == pytest.approx(scores[told["kept"]]), "there is no test split: validation rows are judged"
+    run("single", 1)
+    assert torch.equal(trained["teacher"], trained["teacher-1"])
+    assert not torch.equal(trained["teacher-1"], trained["teacher-2"])
+    assert not torch.equal(trained["teacher-2"], trained["teacher-3"])
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept"), [([0.3, 0.1, 0.2], "c"), ([0.4, 0.1, 0.2, 0.3], "c"), ([0.5], "a")]
+)
+def test_the_median_of_an_even_number_is_the_lower_of_two(scores: list[float], kept: str) -> None:
+    assert teaching._median(dict(zip("abcd", scores, strict=False))) == kept
 
 
 OWN_LOSS = """

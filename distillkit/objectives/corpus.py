@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from abc import ABC
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -135,29 +136,11 @@ def lay_out(sequences: Sequences, rows: Ints) -> Tokens:
 def _write_corpus(
     documents: Iterable[list[str]], tokenizer: PreTrainedTokenizerBase, folder: Path, max_length: int
 ) -> None:
-    """Tokenise documents of sentences into memory-mapped arrays. Raises DataError where there is no token."""
-    tokens: list[NDArray[np.int32]] = []
-    sentence_lengths: list[int] = []
-    document_ends: list[int] = []
-    for chunk in _chunks(documents):
-        encodings = tokenizer.backend_tokenizer.encode_batch(
-            [sentence for document in chunk for sentence in document], add_special_tokens=False
-        )
-        arrays = iter([np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings])
-        for document in chunk:
-            kept = [array for array in islice(arrays, len(document)) if len(array)]
-            if kept:
-                tokens += kept
-                sentence_lengths += [len(array) for array in kept]
-                document_ends.append(len(sentence_lengths))
-    if not tokens:
-        raise DataError("the corpus holds no tokens", hint="look at the corpus files")
-    arrays_by_name: dict[str, NDArray[Any]] = {
-        "tokens": np.concatenate(tokens),
-        "sentences": np.concatenate([[0], np.cumsum(sentence_lengths)]).astype(np.int64),
-        "documents": np.asarray([0, *document_ends], dtype=np.int64),
-        "continues": np.asarray([piece.startswith("##") for piece in _pieces(tokenizer)]),
-    }
+    """Tokenise documents of sentences into memory-mapped arrays; tokens go to the disk as they are made.
+
+    Raises DataError where there is no token.
+    """
+    sentence_ends, document_ends = array("q", [0]), array("q", [0])
     facts = {
         "pad": tokenizer.pad_token_id,
         "cls": tokenizer.cls_token_id,
@@ -167,9 +150,47 @@ def _write_corpus(
         "max_length": max_length,
     }
     with files.appearing(folder, dict) as work:
-        for name, array in arrays_by_name.items():
-            np.save(work / f"{name}.npy", array, allow_pickle=False)
+        with (work / "tokens.npy").open("w+b") as file:
+            _write_header(file, 0)
+            for document in _tokenised(documents, tokenizer):
+                for tokens in document:
+                    file.write(tokens.tobytes())
+                    sentence_ends.append(sentence_ends[-1] + len(tokens))
+                document_ends.append(len(sentence_ends) - 1)
+            _write_header(file, sentence_ends[-1])
+        if not sentence_ends[-1]:
+            raise DataError("the corpus holds no tokens", hint="look at the corpus files")
+        arrays: dict[str, NDArray[Any]] = {
+            "sentences": np.asarray(sentence_ends, dtype=np.int64),
+            "documents": np.asarray(document_ends, dtype=np.int64),
+            "continues": np.asarray([piece.startswith("##") for piece in _pieces(tokenizer)]),
+        }
+        for name, values in arrays.items():
+            np.save(work / f"{name}.npy", values, allow_pickle=False)
         (work / "facts.json").write_text(json.dumps(facts))
+
+
+def _tokenised(
+    documents: Iterable[list[str]], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[list[NDArray[np.int32]]]:
+    """The tokens of each sentence, document by document, where there are any; by all cores."""
+    for chunk in _chunks(documents):
+        encodings = tokenizer.backend_tokenizer.encode_batch(
+            [sentence for document in chunk for sentence in document], add_special_tokens=False
+        )
+        arrays = iter([np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings])
+        for document in chunk:
+            kept = [tokens for tokens in islice(arrays, len(document)) if len(tokens)]
+            if kept:
+                yield kept
+
+
+def _write_header(file: BinaryIO, length: int) -> None:
+    """Of a flat .npy file of int32, at its start; numpy leaves room for the length to grow in."""
+    file.seek(0)
+    descr = np.lib.format.dtype_to_descr(np.dtype(np.int32))
+    header = {"descr": descr, "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 @lru_cache(maxsize=2)

@@ -14,6 +14,7 @@ Shapes: B sequences, L tokens, N chosen positions, V vocabulary entries, D width
 from __future__ import annotations
 
 import random
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ElectraConfig, ElectraForMaskedLM
 
-from distillkit.data.masking import Bool, Ints, choose, choose_repeatedly, hide, keyed_uniform
+from distillkit.data.masking import Bool, Ints, choose, choose_repeatedly, corrupt, hide, keyed_uniform
 from distillkit.flops import HONEST, Shape
 from distillkit.objectives.base import Examples, LossTerm
 from distillkit.objectives.corpus import Corpus, CorpusObjective, Sequences, Tokens, lay_out, read_corpus
@@ -221,9 +222,9 @@ class TwoStage(ElectraObjective):
         return {self.task.name: replace(main, tallies={**main.tallies, **_judged(guess)})}
 
 
-class Unigram(ElectraObjective):
-    """No generator: replacements are drawn by how often each token occurs in the corpus (section 3.2), when
-    the data is made."""
+class NoGenerator(ElectraObjective):
+    """No generator: what stands at the chosen positions is drawn when the data is made, and the batch's token
+    ids are those that the main model reads."""
 
     def pair(
         self,
@@ -237,15 +238,14 @@ class Unigram(ElectraObjective):
         return GeneratorPair(None, self.task.model(main), self._heads(generator, main), never=never)
 
     def collate(self, examples: Examples, rows: Sequence[int], *, epoch: int, seed: int) -> Batch:
-        """The batch's token ids are those that the main model reads."""
         assert isinstance(examples, Sequences)
         index = np.asarray(rows, dtype=np.int64)
         tokens, corpus = lay_out(examples, index), examples.corpus
-        order, noise = (keyed_uniform(seed, epoch, index, tokens.ids.shape[1], draw=draw) for draw in (0, 2))
+        order, kind, noise = (
+            keyed_uniform(seed, epoch, index, tokens.ids.shape[1], draw=draw) for draw in range(3)
+        )
         chosen_BL = self._choose(tokens, corpus, order)
-        wrong_BL = tokens.ids if self.disallow_correct else None
-        drawn_BL = by_frequency(corpus.frequencies, noise, wrong_BL)
-        return tokens.batch(index, np.where(chosen_BL, drawn_BL, tokens.ids), chosen_BL)
+        return tokens.batch(index, self._replaced(tokens.ids, chosen_BL, corpus, kind, noise), chosen_BL)
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         return {self.task.name: super().counts(batch)[self.task.name]}
@@ -254,6 +254,34 @@ class Unigram(ElectraObjective):
         assert isinstance(model, GeneratorPair)
         main, _ = self._main_term(model, batch, _filled(batch, batch.inputs["input_ids"][_chosen(batch)]))
         return {self.task.name: main}
+
+    @abstractmethod
+    def _replaced(
+        self, ids_BL: Ints, chosen_BL: Bool, corpus: Corpus, kind_BL: Floats, noise_BL: Floats
+    ) -> Ints:
+        """The tokens that the main model reads; kind and noise are uniform numbers."""
+
+
+class Unigram(NoGenerator):
+    """Replacements are drawn by how often each token occurs in the corpus (section 3.2)."""
+
+    def _replaced(
+        self, ids_BL: Ints, chosen_BL: Bool, corpus: Corpus, kind_BL: Floats, noise_BL: Floats
+    ) -> Ints:
+        wrong_BL = ids_BL if self.disallow_correct else None
+        return np.where(chosen_BL, by_frequency(corpus.frequencies, noise_BL, wrong_BL), ids_BL)
+
+
+class Masked(NoGenerator):
+    """[MASK] itself, as BERT has it (80 % [MASK], 10 % any token, 10 % unchanged): with a main task that
+    predicts tokens, the masked language model that the paper compares with (section 3.4, "BERT").
+    """
+
+    def _replaced(
+        self, ids_BL: Ints, chosen_BL: Bool, corpus: Corpus, kind_BL: Floats, noise_BL: Floats
+    ) -> Ints:
+        mask_id, entries = corpus.facts["mask"], corpus.facts["vocabulary"]
+        return corrupt(ids_BL, chosen_BL, kind_BL, noise_BL, mask_id=mask_id, vocab_size=entries)
 
 
 class Adversarial(ElectraObjective):

@@ -35,11 +35,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs (columns) against lines: results first, then the settings in which they differ."""
+    """Runs (columns) against lines: results first, then the settings in which they differ.
+
+    over_tasks: the mean of runs of different tasks as a sentence; '' where tasks are not different.
+    """
 
     runs: tuple[str, ...]
     results: tuple[Line, ...]
     settings: tuple[Line, ...]
+    over_tasks: str = ""
 
     def table(self) -> Table:
         """For a terminal: control characters are shown, markup in names is text."""
@@ -82,7 +86,29 @@ def compare(runs: Sequence[Path]) -> Comparison:
         runs=_distinct([one.name for one in facts], runs),
         results=_results(facts),
         settings=_differing_settings(facts),
+        over_tasks=_over_tasks(facts),
     )
+
+
+def _over_tasks(facts: Sequence[RunFacts]) -> str:
+    """A score as GLUE's: the mean over tasks of each task's metric (both correlations of a regression)."""
+    data = [{setting.path: setting.value for setting in one.settings}.get("task.train") for one in facts]
+    if None in data or len(set(data)) < len(facts):
+        return ""
+    means = {role: sum(_score(one, role) for one in facts) / len(facts) for role in ("student", "teacher")}
+    metrics = ", ".join(dict.fromkeys(text.metric(name) for one in facts for name in _leading(one)))
+    said = ", ".join(f"{role} {100 * mean:.1f}" for role, mean in means.items())
+    return f"Mean over {len(facts)} tasks, of {metrics}: {said}."
+
+
+def _score(facts: RunFacts, role: str) -> float:
+    metrics = facts.student.metrics if role == "student" else facts.teacher.metrics
+    values = [metrics[name].value for name in _leading(facts)]
+    return sum(values) / len(values)
+
+
+def _leading(facts: RunFacts) -> tuple[str, ...]:
+    return ("pearson", "spearman") if facts.task.kind == "regression" else (facts.task.metric,)
 
 
 def _facts_file(run: Path) -> Path:

@@ -10,8 +10,8 @@ from distillkit.settings import Augment, BatchSettings, Phase
 from distillkit.stages.job import Job
 
 
-def task_feed(job: Job, settings: BatchSettings) -> TaskFeed:
-    return TaskFeed(job.encoded(job.task.train), settings, seed=job.config.seed)
+def task_feed(job: Job, settings: BatchSettings, seed: int) -> TaskFeed:
+    return TaskFeed(job.encoded(job.task.train), settings, seed=seed)
 
 
 def phase_rows(job: Job, name: str, phase: Phase) -> Rows:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -11,11 +12,16 @@ import torch
 from distillkit.errors import ModelError
 from distillkit.losses.base import LossStack
 from distillkit.losses.gold import Gold
+from distillkit.model import Student, TrainableTeacherSource
 from distillkit.objectives.feed import ObjectiveFeed
+from distillkit.settings import FinetuneSettings
 from distillkit.stages.job import Job, Save
 from distillkit.stages.rows import task_feed
-from distillkit.stages.training import fit, save_model, save_scores, settings_of, validation
-from distillkit.train import Distillation, Pretraining
+from distillkit.stages.training import fit, save_model, save_scores, scores_now, settings_of, validation
+from distillkit.train import Distillation, Pretraining, keyed_seed
+
+_TOLD = 1_000_000
+"""Bytes of a corpus between two looks at how fast it is read."""
 
 
 def tokenizer(job: Job) -> Save:
@@ -39,6 +45,23 @@ def _texts(job: Job) -> Iterator[str]:
             yield from texts
 
 
+def _watched(job: Job, documents: Iterator[list[str]]) -> Iterator[list[str]]:
+    """The same documents; says how fast they are read."""
+    start, size, last = time.monotonic(), 0, 0
+
+    def said(what: str) -> str:
+        rate = size / max(1e-9, time.monotonic() - start)
+        return f"pretrain: {what} {size / 1e6:,.1f} MB of text, {rate / 1e6:,.1f} MB/s"
+
+    for document in documents:
+        yield document
+        size += sum(len(sentence.encode()) for sentence in document)
+        if size - last >= _TOLD:
+            last = size
+            job.progress.show(said("tokenising,"))
+    job.progress.show(said("tokenised"), last=True)
+
+
 def pretrain(job: Job) -> Save:
     """The teacher's body, trained on a corpus with its full objective."""
     source = job.trainable
@@ -49,9 +72,8 @@ def pretrain(job: Job) -> Save:
     model, objective = source.pretraining(job.tokenizer)
     corpus = job.cache / f"corpus-{job.digests['pretrain'][:16]}"
     with job.world.main_first():
-        objective.prepare(
-            job.documents(settings.corpus), job.tokenizer, corpus, max_length=settings.max_length
-        )
+        documents = _watched(job, job.documents(settings.corpus))
+        objective.prepare(documents, job.tokenizer, corpus, max_length=settings.max_length)
     feed = ObjectiveFeed(objective, corpus, settings, seed=job.config.seed)
     said = feed.metrics(0)
     job.progress.say("pretrain: " + ", ".join(f"{name} {value:,.4g}" for name, value in said.items()))
@@ -80,24 +102,61 @@ def teacher(job: Job) -> Save:
     if source is None:
         fixed = job.teacher()
         return lambda folder: save_scores(job.alone, fixed, folder)
-    pretrained = job.folder("pretrain") if source.pretrain is not None else None
-    torch.manual_seed(job.config.seed)  # a fresh head
-    model = source.classifier(job.tokenizer, job.task.labels, job.config.task.max_length, pretrained)
     training = source.training(job.task.labels)
-    if training is not None:
-        stack = LossStack({"gold": (1.0, Gold())})
-        stack.bind(model.spec, {})
-        program = Distillation(model, stack, {})
-        feed = task_feed(job, training.batch)
-        how = settings_of(
-            job,
-            "teacher",
-            training,
-            epochs=training.epochs,
-            keep=training.keep,
-            layer_decay=training.layer_decay,
-        )
-        fit(job, program, feed, how, validation(job, "teacher", program, {"teacher": model}))
-    elif source.finetune is not None:
-        job.progress.say("teacher: pretrained on masked tokens, which are the task: it is not fine-tuned")
-    return lambda folder: save_model(job.alone, model, folder)
+    if training is None:
+        model = _classifier(job, source, job.config.seed)
+        if source.finetune is not None:
+            job.progress.say("teacher: pretrained on masked tokens, which are the task: it is not fine-tuned")
+        return lambda folder: save_model(job.alone, model, folder)
+    names = [name for name, one in job.trainings.items() if one.stage == "teacher"]
+    tuned = {name: _finetuned(job, source, training, name) for name in names}
+    told = {name: _validated(job, model) for name, model in tuned.items()} if names[1:] else {}
+    kept = _median(told) if told else names[0]
+    if told:
+        each = ", ".join(f"{name} {score:.4f}" for name, score in told.items())
+        job.progress.say(f"teacher: {kept} is kept, the median by validation {job.metric} ({each})")
+
+    def save(folder: Path) -> None:
+        save_model(job.alone, tuned[kept], folder)
+        if told:
+            content = {"metric": job.metric, "validation": told, "kept": kept}
+            (folder / "seeds.json").write_text(json.dumps(content, indent=1))
+
+    return save
+
+
+def _classifier(job: Job, source: TrainableTeacherSource, seed: int) -> Student:
+    pretrained = job.folder("pretrain") if source.pretrain is not None else None
+    torch.manual_seed(seed)  # a fresh head
+    return source.classifier(job.tokenizer, job.task.labels, job.config.task.max_length, pretrained)
+
+
+def _finetuned(job: Job, source: TrainableTeacherSource, training: FinetuneSettings, name: str) -> Student:
+    """The teacher after one fine-tuning; the first has the run's own seed, every other one of its own."""
+    number = name.removeprefix("teacher").removeprefix("-")
+    seed = job.config.seed if number in ("", "1") else keyed_seed(job.config.seed, name)
+    model = _classifier(job, source, seed)
+    stack = LossStack({"gold": (1.0, Gold())})
+    stack.bind(model.spec, {})
+    program = Distillation(model, stack, {})
+    how = settings_of(
+        job,
+        name,
+        training,
+        epochs=training.epochs,
+        keep=training.keep,
+        layer_decay=training.layer_decay,
+        seed=seed,
+    )
+    measure = validation(job, name, program, {"teacher": model})
+    fit(job, program, task_feed(job, training.batch, seed), how, measure)
+    return model
+
+
+def _validated(job: Job, model: Student) -> float:
+    return scores_now(job, model.to(job.device))[job.metric]
+
+
+def _median(scores: Mapping[str, float]) -> str:
+    """Whose score is the median; of an even number the lower one of the middle two."""
+    return sorted(scores, key=lambda name: scores[name])[(len(scores) - 1) // 2]

@@ -53,21 +53,21 @@ def scores_now(job: Job, model: Student) -> dict[str, float]:
 
 
 def settings_of(
-    job: Job, name: str, settings: PretrainSettings | FinetuneSettings | Phase, **how_long: Any
+    job: Job, name: str, settings: PretrainSettings | FinetuneSettings | Phase, **more: Any
 ) -> TrainSettings:
-    """What the loop is told of one training of this job."""
+    """What the loop is told of one training of this job; more: how long it is, and what differs."""
     training = job.trainings[name]
     return TrainSettings(
         stage=name,
         optimizer=settings.optimizer,
         save_every=settings.save_every,
         metric=job.metric,
-        seed=job.config.seed,
+        seed=more.pop("seed", job.config.seed),
         runtime=job.config.runtime,
         settings_digest=training.settings,
         data_digest=training.data,
         force=job.force,
-        **how_long,
+        **more,
     )
 
 

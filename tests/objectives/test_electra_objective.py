@@ -708,6 +708,34 @@ def test_unigram_replacements_follow_the_corpus_and_need_no_generator(prepared: 
     assert stats.chisquare(seen[counts > 0], expected).pvalue > 1e-4
 
 
+def test_with_mask_and_replace_mlm_it_is_a_masked_language_model(prepared: Path) -> None:
+    """BERT's corruption (80 % [MASK], 10 % as it was, 10 % anything) and transformers' loss of the same
+    model."""
+    pair, objective, batch = made(
+        prepared, generator="mask", objective="replace_mlm", generator_width=None, rows=40
+    )
+    assert pair.generator is None
+    terms = objective.loss(pair, batch)
+    assert set(terms) == set(objective.counts(batch)) == {"replace_mlm"}
+    chosen, _ = parts(batch)
+    ids = read_by_main(pair, objective, batch)
+    assert torch.equal(ids, batch.inputs["input_ids"])
+    wanted = pair.main(**batch.inputs, labels=batch.labels).loss
+    assert terms["replace_mlm"].value.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert terms["replace_mlm"].count == int(chosen.sum())
+    examples = objective.examples(prepared, epoch=0, seed=3)
+    kinds = np.zeros(3)
+    for seed in range(60):
+        one = objective.collate(examples, range(len(examples.lengths)), epoch=0, seed=seed)
+        at, before = parts(one)
+        assert torch.equal(one.inputs["input_ids"][~at], before[~at])
+        now, then = one.inputs["input_ids"][at], before[at]
+        hidden = now == examples.corpus.facts["mask"]
+        kinds += [int(hidden.sum()), int((now == then).sum()), int((~hidden & (now != then)).sum())]
+    shares = kinds / kinds.sum()
+    assert shares == pytest.approx([0.8 + 0.1 / 120, 0.1 + 0.1 / 120, 0.1 - 0.2 / 120], abs=0.02)
+
+
 def test_unigram_draws_without_the_right_token_follow_the_rest() -> None:
     counts = np.asarray([3, 0, 5, 2])
     places = (np.arange(70_000) + 0.5) / 70_000

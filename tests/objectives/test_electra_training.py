@@ -87,6 +87,7 @@ def told(folder: Path) -> list[dict[str, Any]]:
         ({"generator": "two_stage", **TIED}, 5),  # goes on after step 4, where the weights are copied
         ({"generator": "two_stage", **TIED}, 7),
         ({"generator": "unigram", "generator_width": None}, 4),
+        ({"generator": "mask", "objective": "replace_mlm", "generator_width": None}, 4),
         ({"generator": "adversarial"}, 4),
         ({"objective": "all_tokens_mlm"}, 4),
     ],

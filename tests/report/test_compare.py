@@ -65,6 +65,23 @@ def test_runs_of_different_kinds_and_without_bench_can_be_compared(tmp_path: Pat
     assert _values(three, "student p50 latency")[2] == "–"
 
 
+def test_runs_of_different_tasks_have_a_mean_and_of_one_task_none(tmp_path: Path) -> None:
+    """Each task's metric; of a regression the mean of both correlations, as GLUE has it."""
+
+    def on(facts: RunFacts, data: str) -> RunFacts:
+        return replace(facts, settings=(*facts.settings, Setting("task.train", data, "config.yaml:2:3")))
+
+    first, second = on(classification(), "sst2"), on(regression(), "stsb")
+    both = compare([_run(tmp_path / "a", first), _run(tmp_path / "b", second)])
+    metrics = second.student.metrics
+    correlations = (metrics["pearson"].value + metrics["spearman"].value) / 2
+    wanted = 50 * (first.student.metrics["accuracy"].value + correlations)
+    assert "Mean over 2 tasks, of accuracy, Pearson correlation, Spearman" in both.over_tasks
+    assert f"student {wanted:.1f}, teacher" in both.over_tasks and both.over_tasks in both.html()
+    same = compare([_run(tmp_path / "c", first), _run(tmp_path / "d", on(regression(), "sst2"))])
+    assert same.over_tasks == "" and _two(tmp_path / "e").over_tasks == ""
+
+
 def test_runs_of_one_name_are_told_apart_by_their_folder(tmp_path: Path) -> None:
     both = compare([_run(tmp_path / name, minimal()) for name in ("first", "second")])
     assert both.runs == ("least (first)", "least (second)")

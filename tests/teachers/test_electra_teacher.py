@@ -131,6 +131,16 @@ def test_a_pretrained_body_goes_on_in_the_classifier_and_opens_in_transformers(
             "is given",
         ),
         (
+            {"size": "tiny", "generator": "mask", "objective": "replace_mlm", "keep_generator": True},
+            "teacher.keep_generator",
+            "mask has no network",
+        ),
+        (
+            {"size": "tiny", "generator": "mask", "objective": "electra"},
+            "teacher.objective",
+            "learns from replaced ones",
+        ),
+        (
             {"size": "tiny", "generator": "adversarial", "objective": "replace_mlm"},
             "teacher.generator",
             "objective: replace_mlm has none",
