@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from dataclasses import replace
@@ -14,12 +15,14 @@ from distillkit.bench.leaving import measure_exits
 from distillkit.bench.measure import Backend, Role, Variant
 from distillkit.bench.measure import bench as measure_all
 from distillkit.bench.timing import Opened
-from distillkit.data.batching import Encoded
+from distillkit.data.batching import Encoded, drawn
 from distillkit.early_exit import FACTS as EXITS
 from distillkit.encoder import Encoder
-from distillkit.export.bundle import Reading
+from distillkit.export import forms
+from distillkit.export.bundle import MODEL, Reading
 from distillkit.export.bundle import export as export_student
 from distillkit.export.exits import export_exits
+from distillkit.export.formats import FORMATS, Source
 from distillkit.files import seal
 from distillkit.flops import flops_per_example
 from distillkit.model import FixedTeacher, LearningTeacherSource, Student, Teacher
@@ -50,11 +53,24 @@ def _export(job: Job, student: Path, folder: Path, named: str) -> None:
     samples, reading = job.samples(job.judged), _reading(job)
     parity = export_student(model, job.tokenizer, labels, samples, folder, settings, reading=reading)
     job.progress.say(f"{named}: largest difference to PyTorch {parity.max_abs_difference:.2e}")
+    _other_forms(job, folder, named)
     if model.spec.exits:
         held_out = job.samples(job.task.validation)
         parts = export_exits(model, labels, job.metric, held_out, folder, settings)
         count = len(model.spec.exits) + 1
         job.progress.say(f"{named}: of its {count} parts {parts.max_abs_difference:.2e}")
+
+
+def _other_forms(job: Job, folder: Path, named: str) -> None:
+    """Of the artifact that lies in a folder, the forms beside the plain one."""
+    settings = job.config.export
+    wanted = {name: FORMATS[name] for name in settings.forms}
+    if not wanted:
+        return
+    rows = drawn(job.samples(job.task.train), settings.calibration, seed=job.config.seed)
+    made = forms.export_forms(folder, wanted, Source(folder / MODEL, rows), job.samples(job.judged), settings)
+    for name, one in made.items():
+        job.progress.say(f"{named}: {name}: {one.status}, {one.size_bytes / 2**20:,.1f} MiB")
 
 
 def _reading(job: Job) -> Reading:
@@ -74,6 +90,8 @@ def bench(job: Job) -> Save:
             for role in roles
             for backend in job.config.bench.backends
         ]
+        if "onnxruntime" in job.config.bench.backends:
+            variants += _formats(job)
         command = [sys.executable, "-m", "distillkit.bench.child"]
         measure_all(
             variants,
@@ -105,6 +123,19 @@ def bench(job: Job) -> Save:
         job.signals.check("while a model was measured")
 
     return save
+
+
+def _formats(job: Job) -> list[Variant]:
+    """The student's other forms; one that was not kept is a row with its reason."""
+    folder, found = job.folder("export"), []
+    for name in job.config.export.forms:
+        status = json.loads((folder / forms.FILE).read_text())[name]["status"]
+        place = folder / forms.FOLDER / name if status == "ok" else None
+        absent = "" if status == "ok" else status
+        found.append(
+            Variant(f"student-onnxruntime-{name}", "student", "onnxruntime", place, absent, format=name)
+        )
+    return found
 
 
 def _variant(job: Job, role: Role, backend: Backend, folder: Path, samples: Encoded) -> Variant:
