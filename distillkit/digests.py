@@ -25,6 +25,7 @@ from distillkit.encoder import folder_digest
 from distillkit.errors import ConfigError
 from distillkit.losses.base import LossStack
 from distillkit.model import StudentSource, TeacherSource, TrainableTeacherSource
+from distillkit.runtime.description import FORMAT
 from distillkit.settings import Phase, RunConfig, Section, TinybertAugment
 from distillkit.types import Access
 
@@ -137,7 +138,7 @@ def stage_digests(
         objects,
         *([rounded] if any(rounded) else []),
     )
-    chain["export"] = digest(chain["student"], config.export)
+    chain["export"] = digest(chain["student"], config.export, FORMAT)
     chain["bench"] = digest(chain["export"], config.bench)
     chain["report"] = digest(chain["bench"], config.name, config.report)
     return chain

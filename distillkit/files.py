@@ -14,8 +14,10 @@ from typing import Any
 from safetensors import SafetensorError
 
 from distillkit.errors import DistillkitError, ResourceError
+from distillkit.manifest import MANIFEST as MANIFEST
+from distillkit.manifest import flaw as flaw
+from distillkit.manifest import read_manifest as read_manifest
 
-MANIFEST = "manifest.json"
 WRITE_ERRORS = (OSError, SafetensorError)
 """What a write that fails raises; safetensors tells a full disk in its own way."""
 _ASIDE = ".tmp-"
@@ -55,35 +57,6 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> None:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": digest}
     atomic_write(folder / MANIFEST, json.dumps({**facts, "files": files}, indent=1))
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder, or {} where there is none that can be read."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else {}
-
-
-def flaw(folder: Path, *, hashes: bool) -> str:
-    """What is wrong with a sealed folder, in words, or ''. Sizes are always compared, contents where
-    `hashes`.
-    """
-    manifest = read_manifest(folder)
-    if not manifest:
-        return "no readable manifest"
-    for name, facts in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != facts["size"]:
-            return f"{name} has {path.stat().st_size} bytes, not {facts['size']}"
-        if hashes:
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
-                    return f"{name} is not what was written (sha256 differs)"
-    return ""
 
 
 def aside(target: Path) -> Path:

@@ -32,6 +32,7 @@ from distillkit.metrics import (
     resample_values,
     value_metrics,
 )
+from distillkit.runtime.answers import log_softmax as log_softmax
 from distillkit.settings import Labels
 from distillkit.types import IMPOSSIBLE
 
@@ -408,13 +409,6 @@ def check_ids(labels: Labels, ids: NDArray[np.int64]) -> None:
 def numbers(answers: Array) -> NDArray[np.float64]:
     """The answers of a regression."""
     return answers[:, 0].astype(np.float64)
-
-
-def log_softmax(logits: Array) -> NDArray[np.float64]:
-    """Over the last axis in float64, without overflow."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return result
 
 
 def kl_divergence(teacher: Array, student: Array) -> NDArray[np.float64]:

@@ -520,6 +520,10 @@ class Phase(Section):
         return {**self.losses, **{f"{name}{AT_EXITS}": loss for name, loss in at_exits.items()}}
 
 
+ExportFormat = Literal["fp32", "fused", "fp16", "int8", "int8-static", "int4"]
+"""Forms of an artifact (`distillkit.export.formats`)."""
+
+
 class ExportSettings(Section):
     """The ONNX artifact and the gate it must pass."""
 
@@ -528,6 +532,17 @@ class ExportSettings(Section):
         default=1e-4, description="largest absolute difference of the logits to PyTorch"
     )
     rows: Count = Field(default=64, description="real rows compared")
+    formats: list[ExportFormat] = Field(
+        default=["fp32"], description="forms of the artifact; fp32 is always made, the others from it"
+    )
+    calibration: Count = Field(
+        default=256, description="training rows that show which values fp16 and int8-static must hold"
+    )
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The forms beside fp32, each once."""
+        return tuple(name for name in dict.fromkeys(self.formats) if name != "fp32")
 
 
 class BenchSettings(Section):
@@ -556,6 +571,9 @@ class ReportSettings(Section):
 
     samples: Index = Field(
         default=12, description="examples shown where teacher and student differ; 0 shows no text"
+    )
+    tolerance: NonNegative = Field(
+        default=0.005, description="of the task's metric, that a faster form of the artifact may lose"
     )
 
 

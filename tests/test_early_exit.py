@@ -25,7 +25,7 @@ from distillkit.early_exit import (
     write_rule,
 )
 from distillkit.errors import ExportError
-from distillkit.export.early_exit import EarlyExit
+from distillkit.runtime.early_exit import EarlyExit
 
 SAID = np.random.default_rng(0).normal(size=(4, 300, 3)) * np.array([1.0, 2.0, 3.0, 4.0])[:, None, None]
 DEPTHS = (1, 2, 4, 6)

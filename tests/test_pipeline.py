@@ -75,6 +75,26 @@ def test_a_run_leaves_every_stage_whole_and_no_checkpoints(done: Path) -> None:
     assert not [path for path in done.rglob("*") if path.suffix in (".pkl", ".pt", ".bin", ".pth")]
 
 
+def test_other_forms_of_the_artifact_are_measured_beside_it(here: Path) -> None:
+    """Each in its own folder and with its own row; one that is not kept is a row with its reason."""
+    config = write_config(here, export={"formats": ["fp32", "int8", "fp16"]})
+    run = pipeline.run(config, progress="quiet").path
+    assert {path.name for path in (run / "export" / "formats").iterdir()} == {"int8", "fp16"}
+    rows = json.loads((run / "bench" / "measurements.json").read_text())["measurements"]
+    formed = {
+        row["format"]: row for row in rows if row["role"] == "student" and row["backend"] == "onnxruntime"
+    }
+    assert set(formed) == {"fp32", "int8", "fp16"} and {row["status"] for row in formed.values()} == {"ok"}
+    plain, small = formed["fp32"], formed["int8"]
+    assert small["size_bytes"] < plain["size_bytes"] and small["cells"] and not plain["difference"]
+    lost = small["metrics"]["accuracy"]["value"] - plain["metrics"]["accuracy"]["value"]
+    assert small["difference"]["accuracy"]["value"] == pytest.approx(lost)
+    page = (run / "report.html").read_text()
+    assert 'id="forms"' in page and "ONNX Runtime int8" in page
+    told = json.loads((run / "report" / "facts.json").read_text())
+    assert set(told["formats"]) == {"int8", "fp16"}
+
+
 def test_the_artifact_is_complete_and_answers_like_the_student(done: Path) -> None:
     present = {path.name for path in (done / "export").iterdir()}
     assert {

@@ -24,8 +24,8 @@ from distillkit.encoder import Encoder
 from distillkit.errors import DistillkitError, MissingError
 from distillkit.export.bundle import MODEL
 from distillkit.export.parity import run as run_session
-from distillkit.export.session import open_session
 from distillkit.flops import flops_per_example
+from distillkit.runtime.session import open_session
 from distillkit.types import Batch, Want
 
 

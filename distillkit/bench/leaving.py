@@ -36,9 +36,9 @@ from distillkit.early_exit import (
     simulate,
 )
 from distillkit.export.bundle import MODEL
-from distillkit.export.early_exit import EarlyExit
-from distillkit.export.session import open_session
 from distillkit.metrics import Measured
+from distillkit.runtime.early_exit import EarlyExit
+from distillkit.runtime.session import open_session
 from distillkit.settings import BenchSettings, Labels
 from distillkit.types import Batch
 

@@ -30,8 +30,8 @@ from distillkit.bench.samples import save_samples
 from distillkit.bench.timing import Opened, measure_opened
 from distillkit.data.batching import Encoded
 from distillkit.errors import MissingError
-from distillkit.export.session import require_provider
 from distillkit.metrics import Measured
+from distillkit.runtime.session import require_provider
 from distillkit.settings import BenchSettings, Labels
 
 Role = Literal["teacher", "student"]
@@ -47,7 +47,7 @@ _TOLD = ("provider", "size_bytes", "parameters", "flops", "peak_memory_bytes", "
 class Variant:
     """A model in a runtime: `folder` holds what `Student.save` wrote (pytorch) or the artifact
     (onnxruntime). One that lives in this process alone is opened by `live`; where there is neither, `absent`
-    says why there is nothing to measure.
+    says why there is nothing to measure. format: the form of the artifact.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Variant:
     folder: Path | None
     absent: str = ""
     live: Callable[[], Opened] | None = None
+    format: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One row: status is "ok" or the reason why there is nothing else."""
+    """One row: status is "ok" or the reason why there is nothing else. difference: of another form of an
+    artifact, its metrics minus those of the plain form, on the same rows.
+    """
 
     name: str
     role: Role
@@ -89,6 +92,8 @@ class Measurement:
     load_seconds: float | None = None
     cells: list[Cell] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
+    format: str = "fp32"
+    difference: dict[str, Any] = field(default_factory=dict)
 
 
 def bench(
@@ -109,12 +114,20 @@ def bench(
     provider = _provider(settings)
     threads = settings.threads or physical_cores()
     load_before = os.getloadavg()
-    rows = []
+    rows: list[Measurement] = []
+    plain: dict[tuple[str, str], NDArray[Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         save_samples(samples, Path(scratch))
         for variant in variants:
             between()
-            bare = Measurement(variant.name, variant.role, variant.backend, provider, threads=threads)
+            bare = Measurement(
+                variant.name,
+                variant.role,
+                variant.backend,
+                provider,
+                threads=threads,
+                format=variant.format,
+            )
             if variant.live is not None:
                 rows.append(_measure_here(bare, variant.live, settings, samples, labels, seed=seed))
                 continue
@@ -137,7 +150,14 @@ def bench(
                 rows.append(replace(bare, status=reason))
                 continue
             answers = np.load(Path(scratch) / "answers.npy", allow_pickle=False)
-            rows.append(_measured(bare, result, evaluate.score(labels, _gold(samples), answers, seed=seed)))
+            row = _measured(bare, result, evaluate.score(labels, _gold(samples), answers, seed=seed))
+            if variant.format == "fp32":
+                plain[variant.role, variant.backend] = answers
+            elif (variant.role, variant.backend) in plain:
+                first = plain[variant.role, variant.backend]
+                told = evaluate.compare_scores(labels, _gold(samples), answers, first, seed=seed)
+                row = replace(row, difference={name: asdict(value) for name, value in told.items()})
+            rows.append(row)
     rows = _share_flops(rows)
     machine = {
         "system": f"{platform.system()} {platform.machine()}",

@@ -33,6 +33,7 @@ from distillkit.data.scoring import (
 from distillkit.data.tasks import Rows, TaskOfRows
 from distillkit.data.tokenizers import tokenizer_digest
 from distillkit.errors import DataError, ModelError
+from distillkit.runtime.rows import sequential_batches as sequential_batches
 from distillkit.settings import BatchSettings, Labels
 from distillkit.types import IGNORED, Batch
 
@@ -279,18 +280,6 @@ def epoch_plan(
     for pool in np.array_split(order, max(1, round(len(order) / (per_step * POOL_STEPS)))):
         steps += _cut(pool[np.argsort(lengths[pool], kind="stable")], lengths, settings)
     return [_deal(steps[index], settings.micro) for index in generator.permutation(len(steps))]
-
-
-def sequential_batches(lengths: NDArray[np.int64], *, tokens: int) -> list[NDArray[np.int64]]:
-    """Every row once, the longest first, in batches of at most `tokens` tokens, padding included."""
-    order = np.argsort(-lengths, kind="stable")
-    batches = []
-    start = 0
-    while start < len(order):
-        size = max(1, tokens // int(lengths[order[start]]))
-        batches.append(order[start : start + size])
-        start += size
-    return batches
 
 
 def drawn_rows(tasks: TaskOfRows, *, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distillkit.errors import ConfigError, DataError, DistillkitError, ErrorGroup
+from distillkit.wording import half_character as half_character
+from distillkit.wording import shown as shown
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 MAX_SHOWN = 20
@@ -83,12 +85,6 @@ class Problems:
                 DataError(f"{self.count - len(self.found)} more rows have problems", where=str(self.path))
             )
         raise self.found[0] if len(self.found) == 1 else ErrorGroup(self.found)
-
-
-def shown(value: object) -> str:
-    """A value as it may stand in a message: control characters escaped, long ones cut."""
-    text = repr(value[:80] if isinstance(value, str) else value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def read_table(
@@ -260,15 +256,6 @@ def words_per_cell(cells: Sequence[Any]) -> float:
     """Words (between white space) that a cell has on average; one that is no text has none."""
     texts = [cell for cell in cells if isinstance(cell, str)]
     return sum(len(text.split()) for text in texts) / len(cells) if texts else 0.0
-
-
-def half_character(text: str) -> str:
-    """What is wrong with a text that cannot be encoded, or ''."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return f"holds half a character (a lone surrogate, \\u{ord(text[error.start]):04x})"
-    return ""
 
 
 def _is_table(path: Path) -> bool:

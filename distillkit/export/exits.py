@@ -31,12 +31,12 @@ from distillkit.early_exit import (
     write_rule,
 )
 from distillkit.export.bundle import facts
-from distillkit.export.early_exit import EarlyExit
 from distillkit.export.onnx import write_segments
 from distillkit.export.parity import Parity, batches, compared
-from distillkit.export.session import open_session
 from distillkit.metrics import LOWER_IS_BETTER
 from distillkit.model import Student
+from distillkit.runtime.early_exit import EarlyExit
+from distillkit.runtime.session import open_session
 from distillkit.settings import ExportSettings, Labels
 from distillkit.types import Batch, Outputs, Want
 

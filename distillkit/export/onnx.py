@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from distillkit.errors import ExportError
-from distillkit.export.check import check_model
 from distillkit.model import Student
+from distillkit.runtime.check import check_model
 from distillkit.segments import HANDED, STATES
 
 OUTPUT = "logits"

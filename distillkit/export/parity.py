@@ -91,6 +91,30 @@ def compared(pairs: Pairs, tolerance: float) -> Parity:
     return Parity(tolerance, count, shapes, max(shapes.values()), total / numbers, same / count)
 
 
+@dataclass(frozen=True)
+class Apart:
+    """How far two artifacts are apart: the largest difference of their logits, the same as a share of the
+    first's largest logit, and the share of the same answers (as in `Parity`).
+    """
+
+    largest: float
+    relative: float
+    same: float
+
+
+def apart(first: Any, second: Any, named: Iterable[tuple[str, Batch]]) -> Apart:
+    """Compare the answers of two sessions to the same inputs. Raises ExportError (10) for other shapes."""
+    largest, size, same, count = 0.0, 0.0, 0, 0
+    for where, batch in named:
+        expected, got = run(first, batch), run(second, batch)
+        if got.shape != expected.shape:
+            raise ExportError(f"{where}: it gives {list(got.shape)}, the plain one {list(expected.shape)}")
+        largest = float(np.maximum(largest, np.abs(expected - got).max()))  # NaN stays
+        size = max(size, float(np.abs(expected).max()))
+        same, count = same + int(_same_answer(expected, got).sum()), count + len(got)
+    return Apart(largest, largest / max(size, float(np.finfo(np.float32).tiny)), same / count)
+
+
 def run(session: Any, batch: Batch) -> NDArray[np.float32]:
     """The artifact's logits of what the batch asks for, `[N, V]`."""
     names = [entry.name for entry in session.get_inputs()]

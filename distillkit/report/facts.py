@@ -21,6 +21,8 @@ from distillkit.metrics import Baseline, Calibration, ClassScore, Measured
 from distillkit.settings import TaskKind
 
 FACTS_FILE = "facts.json"
+PLAIN = "fp32"
+"""The form of an artifact that the others are made from."""
 Role = Literal["member", "first teacher", "assistant", "peer"]
 """What a model was in the making of another."""
 
@@ -120,7 +122,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class BenchRow:
-    """A model in a runtime, measured. Unknown sizes are None; `status` is "ok" or says what went wrong."""
+    """A model in a runtime, measured. Unknown sizes are None; `status` is "ok" or says what went wrong.
+
+    format: the form of an artifact; difference: of another form, its metrics minus those of the plain one.
+    """
 
     name: str
     role: str
@@ -134,6 +139,20 @@ class BenchRow:
     load_seconds: float | None = None
     cells: tuple[Cell, ...] = ()
     metrics: dict[str, Measured] = field(default_factory=dict)
+    format: str = PLAIN
+    difference: dict[str, Measured] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FormFacts:
+    """What came of another form of the artifact when it was exported: as in `export/formats.json`."""
+
+    status: str
+    size_bytes: int
+    made: dict[str, int]
+    max_abs_difference: float
+    relative_difference: float
+    same_predictions: float
 
 
 @dataclass(frozen=True)
@@ -207,6 +226,10 @@ class RunFacts:
     curves: tuple[Curve, ...] = ()
     bench: tuple[BenchRow, ...] = ()
     exits: ExitFacts | None = None
+    formats: dict[str, FormFacts] = field(default_factory=dict)
+    """Other forms of the artifact by name."""
+    tolerance: float = 0.005
+    """Of the leading metric, that a faster form may lose and still be recommended."""
     parity: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
@@ -222,6 +245,7 @@ class RunFacts:
 _ADAPTER = TypeAdapter(RunFacts)
 _BENCH = TypeAdapter(tuple[BenchRow, ...])
 _EXITS = TypeAdapter(ExitFacts)
+_FORMATS = TypeAdapter(dict[str, FormFacts])
 
 
 def save_facts(facts: RunFacts, path: Path) -> None:
@@ -264,6 +288,16 @@ def load_exits(path: Path) -> ExitFacts | None:
         return None
     with _measurements(path):
         return _EXITS.validate_python(json.loads(path.read_bytes()))
+
+
+def load_formats(path: Path) -> dict[str, FormFacts]:
+    """What export/formats.json holds; nothing where there is the plain form alone. Raises IntegrityError (8)
+    where it is damaged.
+    """
+    if not path.exists():
+        return {}
+    with _measurements(path):
+        return _FORMATS.validate_python(json.loads(path.read_bytes()))
 
 
 @contextmanager

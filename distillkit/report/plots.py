@@ -278,7 +278,7 @@ def _handles(rows: Sequence[BenchRow]) -> list[Line2D]:
             linestyle=_dash(row),
             marker=_mark(row),
             markersize=5,
-            label=f"{text.label(row.role)}, {text.backend(row.backend)}",
+            label=f"{text.label(row.role)}, {text.runtime(row.backend, row.format)}",
         )
         for row in rows
     ]

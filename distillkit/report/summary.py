@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import median
 
 from distillkit.metrics import LOWER_IS_BETTER
 from distillkit.report import text
-from distillkit.report.facts import BenchRow, Cell, ModelFacts, RunFacts
+from distillkit.report.facts import PLAIN, BenchRow, Cell, ModelFacts, RunFacts
 
 _USUAL_LENGTH = 64
 _SAME = 1.05
@@ -49,9 +50,73 @@ def reference_pair(facts: RunFacts) -> Pair | None:
 
 
 def find_row(facts: RunFacts, role: str, backend: str) -> BenchRow | None:
-    """The measured artifact of a role in a runtime; None where there is none or it failed."""
-    rows = (row for row in facts.bench if (row.role, row.backend, row.status) == (role, backend, "ok"))
-    return next(rows, None)
+    """A role in a runtime, in the plain form; None where it was not measured or failed."""
+    wanted = (role, backend, "ok", PLAIN)
+    return next(
+        (row for row in facts.bench if (row.role, row.backend, row.status, row.format) == wanted), None
+    )
+
+
+@dataclass(frozen=True)
+class Form:
+    """Another form of the student's artifact. speedup: over the plain form, at every batch x length that both
+    were timed at, the median; lost: of the leading metric (more is worse), None where it was not measured.
+    """
+
+    row: BenchRow
+    speedup: float | None
+    lost: float | None
+
+    def within(self, tolerance: float) -> bool:
+        return self.lost is not None and self.lost <= tolerance
+
+
+def forms(facts: RunFacts) -> tuple[Form, ...]:
+    """Every other form that was measured, in the order of the recipe."""
+    plain = find_row(facts, "student", "onnxruntime")
+    return tuple(
+        Form(row, _speedup(plain, row), _lost(row, facts.task.metric))
+        for row in facts.bench
+        if row.role == "student" and row.format != PLAIN and row.status == "ok"
+    )
+
+
+def fastest(facts: RunFacts) -> Form | None:
+    """The fastest form within the tolerance, where it is faster than the plain one beyond `_SAME`."""
+    good = [form for form in forms(facts) if form.within(facts.tolerance) and form.speedup is not None]
+    best = max(good, key=lambda form: form.speedup or 0.0, default=None)
+    return best if best is not None and (best.speedup or 0.0) > _SAME else None
+
+
+def recommended(facts: RunFacts) -> str:
+    """Which form of the artifact to take here; empty where there is the plain one alone."""
+    if not forms(facts):
+        return ""
+    name, best = text.metric(facts.task.metric), fastest(facts)
+    bound = f"at most {text.score(facts.tolerance)} of {name} lost"
+    if best is None:
+        return f"No other form is faster here with {bound}: take the plain one."
+    changed = best.row.difference[facts.task.metric]
+    return (
+        f"Fastest here with {bound}: {best.row.format}, {best.speedup:.2f}× the plain form (median over all "
+        f"shapes), {text.size(best.row.size_bytes)}, {name} {text.signed(changed.value)} "
+        f"({text.signed(changed.low)} to {text.signed(changed.high)})."
+    )
+
+
+def _speedup(plain: BenchRow | None, row: BenchRow) -> float | None:
+    if plain is None:
+        return None
+    pairs = [(cell, same_row(plain, cell.batch, cell.length)) for cell in row.cells]
+    ratios = [other.p50_ms / cell.p50_ms for cell, other in pairs if other is not None]
+    return median(ratios) if ratios else None
+
+
+def _lost(row: BenchRow, metric: str) -> float | None:
+    if metric not in row.difference:
+        return None
+    value = row.difference[metric].value
+    return value if metric in LOWER_IS_BETTER else -value
 
 
 def same_row(row: BenchRow, batch: int, length: int) -> Cell | None:
@@ -95,6 +160,7 @@ def warnings(facts: RunFacts) -> tuple[str, ...]:
         *(f"{row.name} could not be measured: {row.status}." for row in failed),
         _artifact_differs(facts),
         _slower_artifact(facts),
+        *_costly_forms(facts),
         _optimistic(facts),
         _few_rows(facts),
     ]
@@ -215,6 +281,16 @@ def _slower_artifact(facts: RunFacts) -> str:
         f"The exported student is slower than PyTorch at batch {cell.batch}, length {cell.length}: "
         f"{text.milliseconds(left.p50_ms)} against {text.milliseconds(right.p50_ms)}."
     )
+
+
+def _costly_forms(facts: RunFacts) -> list[str]:
+    name = text.metric(facts.task.metric)
+    return [
+        f"The {form.row.format} form loses {text.score(form.lost)} of {name}, more than "
+        f"{text.score(facts.tolerance)}."
+        for form in forms(facts)
+        if form.lost is not None and not form.within(facts.tolerance)
+    ]
 
 
 def _optimistic(facts: RunFacts) -> str:

@@ -163,6 +163,11 @@ def backend(name: str) -> str:
     return BACKEND_NAMES.get(name, label(name))
 
 
+def runtime(name: str, form: str) -> str:
+    """A runtime and the form of the artifact that runs in it, where that is not the plain one."""
+    return backend(name) if form == "fp32" else f"{backend(name)} {label(form)}"
+
+
 def label(name: str) -> str:
     """A name for a legend or an axis: harmless and short."""
     return shorten(clean(name), _LABEL)

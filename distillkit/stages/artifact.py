@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from dataclasses import replace
@@ -14,11 +15,15 @@ from distillkit.bench.leaving import measure_exits
 from distillkit.bench.measure import Backend, Role, Variant
 from distillkit.bench.measure import bench as measure_all
 from distillkit.bench.timing import Opened
-from distillkit.data.batching import Encoded
+from distillkit.data.batching import Encoded, drawn
 from distillkit.early_exit import FACTS as EXITS
 from distillkit.encoder import Encoder
+from distillkit.export import forms
+from distillkit.export.bundle import MODEL, Reading
 from distillkit.export.bundle import export as export_student
 from distillkit.export.exits import export_exits
+from distillkit.export.formats import FORMATS, Source
+from distillkit.files import seal
 from distillkit.flops import flops_per_example
 from distillkit.model import FixedTeacher, LearningTeacherSource, Student, Teacher
 from distillkit.stages.job import PEERS, Job, Save
@@ -36,6 +41,7 @@ def export(job: Job) -> Save:
             for name, place in beside(job):
                 (folder / PEERS / name).mkdir(parents=True)
                 _export(job, place, folder / PEERS / name, f"export of peer {name}")
+                seal(folder / PEERS / name, {})  # each can be deployed by itself
 
     return save
 
@@ -44,13 +50,31 @@ def _export(job: Job, student: Path, folder: Path, named: str) -> None:
     """The student that lies in a folder, whole and, where it has exits, in parts."""
     model = job.student_source.load(student).eval()
     settings, labels = job.config.export, job.task.labels
-    parity = export_student(model, job.tokenizer, labels, job.samples(job.judged), folder, settings)
+    samples, reading = job.samples(job.judged), _reading(job)
+    parity = export_student(model, job.tokenizer, labels, samples, folder, settings, reading=reading)
     job.progress.say(f"{named}: largest difference to PyTorch {parity.max_abs_difference:.2e}")
+    _other_forms(job, folder, named)
     if model.spec.exits:
         held_out = job.samples(job.task.validation)
         parts = export_exits(model, labels, job.metric, held_out, folder, settings)
         count = len(model.spec.exits) + 1
         job.progress.say(f"{named}: of its {count} parts {parts.max_abs_difference:.2e}")
+
+
+def _other_forms(job: Job, folder: Path, named: str) -> None:
+    """Of the artifact that lies in a folder, the forms beside the plain one."""
+    settings = job.config.export
+    wanted = {name: FORMATS[name] for name in settings.forms}
+    if not wanted:
+        return
+    rows = drawn(job.samples(job.task.train), settings.calibration, seed=job.config.seed)
+    made = forms.export_forms(folder, wanted, Source(folder / MODEL, rows), job.samples(job.judged), settings)
+    for name, one in made.items():
+        job.progress.say(f"{named}: {name}: {one.status}, {one.size_bytes / 2**20:,.1f} MiB")
+
+
+def _reading(job: Job) -> Reading:
+    return Reading.of(job.config.task, job.metric)
 
 
 def bench(job: Job) -> Save:
@@ -66,6 +90,8 @@ def bench(job: Job) -> Save:
             for role in roles
             for backend in job.config.bench.backends
         ]
+        if "onnxruntime" in job.config.bench.backends:
+            variants += _formats(job)
         command = [sys.executable, "-m", "distillkit.bench.child"]
         measure_all(
             variants,
@@ -99,6 +125,19 @@ def bench(job: Job) -> Save:
     return save
 
 
+def _formats(job: Job) -> list[Variant]:
+    """The student's other forms; one that was not kept is a row with its reason."""
+    folder, found = job.folder("export"), []
+    for name in job.config.export.forms:
+        status = json.loads((folder / forms.FILE).read_text())[name]["status"]
+        place = folder / forms.FOLDER / name if status == "ok" else None
+        absent = "" if status == "ok" else status
+        found.append(
+            Variant(f"student-onnxruntime-{name}", "student", "onnxruntime", place, absent, format=name)
+        )
+    return found
+
+
 def _variant(job: Job, role: Role, backend: Backend, folder: Path, samples: Encoded) -> Variant:
     """What to measure, exported into `folder` where it has to be."""
     name, where = f"{role}-{backend}", job.folder(role)
@@ -117,7 +156,8 @@ def _variant(job: Job, role: Role, backend: Backend, folder: Path, samples: Enco
     if backend == "onnxruntime":
         where = folder / "teacher-onnx"
         where.mkdir()
-        export_student(model, job.tokenizer, job.task.labels, samples, where, job.config.export)
+        labels, settings = job.task.labels, job.config.export
+        export_student(model, job.tokenizer, labels, samples, where, settings, reading=_reading(job))
     elif not isinstance(model, Encoder):  # of a class that the process which measures does not know
         return Variant(name, role, backend, None, live=lambda: _loaded_here(job, model, where))
     return Variant(name, role, backend, where)

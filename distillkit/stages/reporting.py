@@ -12,12 +12,13 @@ import numpy as np
 from distillkit import document, evaluate
 from distillkit.bench.leaving import RESULT
 from distillkit.bench.measure import Role
+from distillkit.export import forms
 from distillkit.links import ASSISTANTS, MEMBERS
 from distillkit.model import LEFT, LearningTeacherSource
 from distillkit.report.card import write_model_card
 from distillkit.report.contexts import shown
 from distillkit.report.curves import read_curves
-from distillkit.report.facts import Link, RunFacts, flat_settings, load_bench, load_exits
+from distillkit.report.facts import Link, RunFacts, flat_settings, load_bench, load_exits, load_formats
 from distillkit.report.gather import SCORES, Judged, link, task_facts
 from distillkit.report.page import write_report
 from distillkit.rundir import RunDir
@@ -77,6 +78,8 @@ def gather(job: Job) -> RunFacts:
         curves=read_curves(job.run.metrics.path),
         bench=load_bench(job.folder("bench") / "measurements.json"),
         exits=load_exits(job.folder("bench") / RESULT),
+        formats=load_formats(job.folder("export") / forms.FILE),
+        tolerance=config.report.tolerance,
         parity=json.loads((job.folder("export") / "parity.json").read_text()),
         environment=job.run.read_json("environment.json"),
         timings={stage: facts["seconds"] for stage, facts in manifest.items() if "seconds" in facts},

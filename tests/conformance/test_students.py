@@ -18,8 +18,8 @@ from distillkit.data.batching import Encoded, collate
 from distillkit.errors import ConfigError
 from distillkit.export.onnx import write_onnx
 from distillkit.export.parity import exact_batch, run
-from distillkit.export.session import open_session
 from distillkit.model import FixedTeacher, Material, Student, StudentSource
+from distillkit.runtime.session import open_session
 from distillkit.settings import Initialise, Labels
 from distillkit.students.transformer import Transformer
 from distillkit.types import Access, Batch, Want

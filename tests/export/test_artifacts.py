@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from distillkit.encoder import Encoder
 from distillkit.errors import DistillkitError, ExportError, MissingError
 from distillkit.export.bundle import export
-from distillkit.export.check import check_model
 from distillkit.export.parity import compare, exact_batch, run
-from distillkit.export.session import open_session
+from distillkit.runtime.check import check_model
+from distillkit.runtime.session import open_session
 from distillkit.settings import ExportSettings
 from distillkit.types import Want
 

@@ -13,7 +13,7 @@ from tinyrun import CONFIG, write_config, write_data
 from distillkit import pipeline
 from distillkit.early_exit import simulate
 from distillkit.errors import ConfigError, ErrorGroup
-from distillkit.export.early_exit import EarlyExit
+from distillkit.runtime.early_exit import EarlyExit
 
 STUDENT: dict[str, Any] = {
     "use": "exits",

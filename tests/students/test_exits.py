@@ -22,7 +22,6 @@ from distillkit.early_exit import Budget, Entropy, Never, Patience, simulate
 from distillkit.encoder import Encoder, fresh
 from distillkit.errors import ConfigError, ModelError
 from distillkit.export.bundle import export
-from distillkit.export.early_exit import EarlyExit
 from distillkit.export.exits import candidates, choose, exit_logits, export_exits
 from distillkit.losses.at_exits import AtExits
 from distillkit.losses.attention_scores import AttentionScores
@@ -32,6 +31,7 @@ from distillkit.losses.gold import Gold
 from distillkit.losses.hidden_mse import HiddenMse
 from distillkit.losses.logits import Logits
 from distillkit.model import FixedTeacher
+from distillkit.runtime.early_exit import EarlyExit
 from distillkit.segments import STATES
 from distillkit.settings import ExportSettings, Labels
 from distillkit.students.exits import FOLDER, Exits, WithExits

@@ -11,7 +11,7 @@ from typing import Any
 
 from distillkit.early_exit import FACTS, FOLDER, Array, Part, Rule, Walked, read_rule, walk
 from distillkit.errors import ExportError
-from distillkit.export.session import open_session
+from distillkit.runtime.session import Provider, open_session
 
 
 class EarlyExit:
@@ -22,7 +22,7 @@ class EarlyExit:
         self.parts = [_part(session) for session in sessions]
 
     @classmethod
-    def open(cls, folder: Path, *, threads: int = 0) -> EarlyExit:
+    def open(cls, folder: Path, *, provider: Provider = "cpu", threads: int = 0) -> EarlyExit:
         """An exported artifact. Raises ExportError (10) for a folder that has no exits, SecurityError (11)
         for files that must not be opened.
         """
@@ -34,7 +34,7 @@ class EarlyExit:
                 f"no {FACTS} of a model with exits", where=str(folder), hint="export a student with exits"
             ) from None
         paths = [folder / FOLDER / f"{number}.onnx" for number in range(len(depths))]
-        return cls([open_session(path, provider="cpu", threads=threads) for path in paths], depths, rule)
+        return cls([open_session(path, provider=provider, threads=threads) for path in paths], depths, rule)
 
     def run(self, inputs: Mapping[str, Array], rule: Rule | None = None) -> Walked:
         """Token tensors `[B, L]` int64 by name; by the artifact's own rule where none is given."""

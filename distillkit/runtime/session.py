@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distillkit.errors import ExportError, MissingError
-from distillkit.export.check import check_model
+from distillkit.runtime.check import check_model
 
+Provider = Literal["cpu", "cuda"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-def open_session(path: Path, *, provider: Literal["cpu", "cuda"], threads: int) -> Any:
-    """A session on exactly this provider, with `threads` threads that do not spin when idle.
+def open_session(path: Path, *, provider: Provider, threads: int) -> Any:
+    """A session on exactly this provider, with `threads` threads that do not spin when idle (0: as many as
+    ONNX Runtime likes, one for each core).
 
     ONNX Runtime quietly falls back to the CPU; here that is a MissingError (5). ExportError (10) or
     SecurityError (11) for a file that must not be opened.
@@ -38,13 +40,13 @@ def open_session(path: Path, *, provider: Literal["cpu", "cuda"], threads: int) 
     if used != wanted:
         raise MissingError(
             f"asked for {wanted}, got {used}",
-            where="bench.provider",
-            hint="check the GPU driver and onnxruntime-gpu's CUDA version, or set provider: cpu",
+            where="provider",
+            hint="check the GPU driver and onnxruntime-gpu's CUDA version, or ask for cpu",
         )
     return session
 
 
-def require_provider(provider: Literal["cpu", "cuda"]) -> str:
+def require_provider(provider: Provider) -> str:
     """ONNX Runtime's name of it. Raises MissingError (5) where this installation does not have it."""
     import onnxruntime
 
@@ -52,7 +54,7 @@ def require_provider(provider: Literal["cpu", "cuda"]) -> str:
     if wanted not in available:
         raise MissingError(
             f"ONNX Runtime has no {wanted} here",
-            where="bench.provider",
+            where="provider",
             hint=f"available: {', '.join(available)}",
         )
     return wanted

@@ -1,0 +1,189 @@
+"""How a row becomes token ids: a text, a pair of texts, or words.
+
+The same ids as in training (`distillkit.data.layouts`, which has transformers' tokenizers do it): a test
+compares them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillkit.errors import DataError, ErrorGroup, ExportError
+from distillkit.runtime.description import TOKENIZER, TaskRows, Tokens
+from distillkit.wording import half_character, shown
+
+_MOST_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row in tokens. ids, types: `[L]` int64, types the segment of each; cut: it lost characters or tokens;
+    words: (word, its first token) of the words that are answered, of `num_words`.
+    """
+
+    ids: NDArray[np.int64]
+    types: NDArray[np.int64]
+    cut: bool
+    words: tuple[tuple[int, int], ...] = ()
+    num_words: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Layout(ABC):
+    """What a row of a kind of task is made of."""
+
+    split = False
+    """Whether a tokenizer is given words."""
+
+    @abstractmethod
+    def texts(self, given: Any, task: TaskRows) -> tuple[str, ...]:
+        """The texts of a row as a caller gives it; raises ValueError with the reason where it is none."""
+
+    @abstractmethod
+    def told(self, texts: tuple[str, ...]) -> Any:
+        """The texts in the form that a tokenizer takes."""
+
+    def words(self, encoding: Any) -> tuple[tuple[int, int], ...]:
+        """(word, its first token) of an encoding."""
+        return ()
+
+    def num_words(self, texts: tuple[str, ...]) -> int:
+        return 0
+
+
+class Texts(Layout):
+    """A text, or two as a pair."""
+
+    def texts(self, given: Any, task: TaskRows) -> tuple[str, ...]:
+        if len(task.columns) == 1 and isinstance(given, str):
+            given = (given,)
+        if isinstance(given, str) or not isinstance(given, tuple | list) or len(given) != len(task.columns):
+            form = "a text" if len(task.columns) == 1 else f"a pair of texts ({', '.join(task.columns)})"
+            raise ValueError(f"{shown(given)} is not {form}")
+        return _checked(given)
+
+    def told(self, texts: tuple[str, ...]) -> Any:
+        return texts if len(texts) == 2 else texts[0]
+
+
+class Words(Layout):
+    """Words; the first piece of each answers for it."""
+
+    split = True
+
+    def texts(self, given: Any, task: TaskRows) -> tuple[str, ...]:
+        if isinstance(given, str) or not isinstance(given, tuple | list) or not given:
+            raise ValueError(f"{shown(given)} is not a list of words")
+        return _checked(given)
+
+    def told(self, texts: tuple[str, ...]) -> Any:
+        return list(texts)
+
+    def words(self, encoding: Any) -> tuple[tuple[int, int], ...]:
+        first: dict[int, int] = {}
+        for place, word in enumerate(encoding.word_ids):
+            if word is not None:
+                first.setdefault(word, place)
+        return tuple(first.items())
+
+    def num_words(self, texts: tuple[str, ...]) -> int:
+        return len(texts)
+
+
+class Reader:
+    """Rows of an artifact's tasks as tokens, by its tokenizer.json."""
+
+    def __init__(self, tokenizer: Any, tokens: Tokens, layout: Layout) -> None:
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(tokens.max_length, strategy="longest_first", direction=tokens.cut)
+        tokenizer.encode_special_tokens = tokens.split_special
+        self.tokenizer, self.tokens, self.layout = tokenizer, tokens, layout
+
+    @classmethod
+    def open(cls, folder: Path, tokens: Tokens, layout: Layout) -> Reader:
+        """Raises ExportError (10) where tokenizer.json cannot be read."""
+        from tokenizers import Tokenizer
+
+        try:
+            tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        except Exception as error:  # tokenizers raises plain exceptions
+            raise ExportError(
+                f"not a tokenizer: {str(error).splitlines()[0]}",
+                where=str(folder / TOKENIZER),
+                hint="export it again",
+            ) from None
+        return cls(tokenizer, tokens, layout)
+
+    def check(self, given: Sequence[Any], task: TaskRows) -> list[tuple[str, ...]]:
+        """The texts of each row. Raises DataError (3), each with the place of its row (from 0)."""
+        if isinstance(given, str | bytes) or not isinstance(given, Sequence):
+            raise DataError(f"{shown(given)} is not a list of rows", where="rows", hint="give a list")
+        rows, problems = [], []
+        for place, one in enumerate(given):
+            try:
+                rows.append(self.layout.texts(one, task))
+            except ValueError as error:
+                problems.append(DataError(str(error), where=f"row {place}"))
+        if problems:
+            raise problems[0] if len(problems) == 1 else ErrorGroup([*problems[:_MOST_SHOWN]])
+        return rows
+
+    def read(self, rows: Sequence[tuple[str, ...]], task: TaskRows) -> list[Row]:
+        """Checked rows in tokens."""
+        if not rows:
+            return []
+        short = [tuple(text[: task.max_chars] for text in texts) for texts in rows]
+        told = [self.layout.told(texts) for texts in short]
+        encodings = self.tokenizer.encode_batch(told, is_pretokenized=self.layout.split)
+        return [
+            self._row(encoding, texts, given != texts)
+            for encoding, texts, given in zip(encodings, short, rows, strict=True)
+        ]
+
+    def _row(self, encoding: Any, texts: tuple[str, ...], shortened: bool) -> Row:
+        ids = np.asarray(encoding.ids, dtype=np.int64)
+        types = np.asarray(encoding.type_ids, dtype=np.int64) if self.tokens.segments else np.zeros_like(ids)
+        cut = shortened or bool(encoding.overflowing)
+        return Row(ids, types, cut, self.layout.words(encoding), self.layout.num_words(texts))
+
+
+def padded(rows: Sequence[Row], pad: int) -> dict[str, NDArray[np.int64]]:
+    """A batch `[B, L]` by the names of a model's inputs, as long as its longest row."""
+    width = max(map(len, rows))
+    shape = (len(rows), width)
+    ids_BL, types_BL = np.full(shape, pad, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    mask_BL = np.zeros(shape, dtype=np.int64)
+    for place, row in enumerate(rows):
+        ids_BL[place, : len(row)], types_BL[place, : len(row)] = row.ids, row.types
+        mask_BL[place, : len(row)] = 1
+    return {"input_ids": ids_BL, "attention_mask": mask_BL, "token_type_ids": types_BL}
+
+
+def sequential_batches(lengths: NDArray[np.int64], *, tokens: int) -> list[NDArray[np.int64]]:
+    """Every row once, the longest first, in batches of at most `tokens` tokens, padding included."""
+    order = np.argsort(-lengths, kind="stable")
+    batches = []
+    start = 0
+    while start < len(order):
+        size = max(1, tokens // int(lengths[order[start]]))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+def _checked(texts: Sequence[Any]) -> tuple[str, ...]:
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"{shown(text)} is {type(text).__name__}, not text")
+        if problem := half_character(text):
+            raise ValueError(f"{shown(text)} {problem}")
+    return tuple(texts)
