@@ -255,18 +255,16 @@ def lines_of(content: dict[str, Any]) -> list[str]:
     lines = [
         "# The server under load",
         f"`distillkit serve` with one ONNX Runtime thread, rows of {LENGTH} tokens, on loopback, random",
-        "weights; the load runs on the same cores. Durations are",
-        f"{content['scale']:g} times the plan's (60 s, 30 s, 10 minutes). Load average {before:.1f} before and",
-        f"{after:.1f} after: other work may have shared the cores.",
+        f"weights; the load runs on the same cores. Durations are {content['scale']:g} times the plan's (60 s,",
+        f"30 s, 10 minutes). Load average {before:.1f} before and {after:.1f} after: other work may have shared",
+        "the cores.",
         "",
         "| | what | found | should be |",
         "|---|---|---|---|",
     ]
     rows = [row for told in content["light"] for row in _light_rows(told)]
-    return [
-        *lines,
-        *(f"| {' | '.join(row)} |" for row in (*rows, *_hard_rows(content), *_other_rows(content))),
-    ]
+    rows += [*_hard_rows(content), *_other_rows(content)]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 Cells = tuple[str, str, str, str]
