@@ -255,9 +255,9 @@ def lines_of(content: dict[str, Any]) -> list[str]:
     lines = [
         "# The server under load",
         f"`distillkit serve` with one ONNX Runtime thread, rows of {LENGTH} tokens, on loopback, random",
-        f"weights; the load runs on the same cores. Durations are {content['scale']:g} times the plan's (60 s,",
-        f"30 s, 10 minutes). Load average {before:.1f} before and {after:.1f} after: other work may have shared",
-        "the cores.",
+        f"weights; the load runs on the same cores. Durations are {content['scale']:g} times the plan's",
+        f"(60 s, 30 s, 10 minutes). Load average {before:.1f} before and {after:.1f} after: other work may",
+        "have shared the cores.",
         "",
         "| | what | found | should be |",
         "|---|---|---|---|",

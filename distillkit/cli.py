@@ -133,13 +133,31 @@ _stage_command(
     "distillkit distill config.yaml",
     "distillkit distill config.yaml distill.epochs=1",
 )
-_stage_command(
-    "export",
-    "export",
-    "Run up to the exported and verified ONNX artifact.",
-    "distillkit export config.yaml",
-    "distillkit export runs/mine export.opset=20",
-)
+
+
+@app.command(epilog=_examples("distillkit export config.yaml", "distillkit export runs/mine --serve triton"))
+def export(
+    config: Config = None,
+    overrides: Overrides = None,
+    sets: Sets = None,
+    code: Code = None,
+    serve: Annotated[
+        str, typer.Option("--serve", help="triton: write a model repository beside it, in the run's triton/")
+    ] = "",
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run up to the exported and verified ONNX artifact."""
+    if serve not in ("", "triton"):
+        raise ConfigError(f"{serve!r} is not known", where="--serve", hint="triton")
+    run_folder = _run(config, overrides, sets, code, "export", quiet, force)
+    if serve:
+        from distillkit.export.triton import write_repository
+
+        write_repository(run_folder / "export", run_folder / serve, name=run_folder.name)
+        print(f"{serve}: {run_folder / serve}")
+
+
 _stage_command(
     "bench",
     "bench",
@@ -454,13 +472,14 @@ def _run(
     until: str,
     quiet: bool,
     force: bool = False,
-) -> None:
+) -> Path:
     loaded = _load(_path(config), [*(overrides or []), *(sets or [])], code or [])
     from distillkit import pipeline
 
     run_folder = pipeline.run(loaded, until=until, progress="quiet" if quiet else "auto", force=force).path
     if os.environ.get("RANK", "0") == "0":
         _show_result(run_folder, until)
+    return run_folder
 
 
 def _show_result(run_folder: Path, until: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from distillkit.serving.metrics import CONTENT_TYPE
 from distillkit.serving.requests import Refused
@@ -124,6 +125,8 @@ async def _body(request: Request, service: Service) -> bytes:
                     break
                 if size <= limits.body:
                     parts.append(part)
+    except ClientDisconnect:
+        raise Gone from None
     except TimeoutError:
         raise Refused(408, f"the body did not arrive within {limits.seconds:g} s") from None
     if size > limits.body:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import inspect
 import json
 import signal
 import socket
@@ -20,6 +21,7 @@ import pytest
 from artifacts import make
 from tiny import rows
 
+from distillkit import cli
 from distillkit.cli import main
 from distillkit.runtime import Artifact
 from distillkit.runtime.answers import Said
@@ -96,7 +98,7 @@ def ask(
 
 def metric(port: int, name: str) -> float:
     page = ask(port, None, path="/metrics", method="GET")[1]
-    return float(next(line for line in page.splitlines() if line.startswith(name + " ")).split()[1])
+    return float(next((line for line in page.splitlines() if line.startswith(name + " ")), "0").split()[-1])
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -345,6 +347,22 @@ def test_a_server_that_stops_is_not_ready_and_closes_connections(folder: Path) -
         assert ask(port, {"texts": ["b"]})[0] == 503
         service.model.gate.set()  # type: ignore[attr-defined]
         assert inside.result()[0] == 200
+
+
+def test_a_client_that_goes_away_within_its_request_is_no_error(
+    running: tuple[int, Service], caplog: pytest.LogCaptureFixture
+) -> None:
+    port = running[0]
+    before = metric(port, 'distillkit_requests_total{path="/predict",status="499"}')
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
+        client.sendall(b"content-length: 50\r\n\r\n{")
+    until(lambda: metric(port, 'distillkit_requests_total{path="/predict",status="499"}') > before)
+    assert caplog.records == []
+
+
+def test_only_this_machine_is_served_unless_its_owner_says_so() -> None:
+    assert inspect.signature(cli.serve).parameters["host"].default == "127.0.0.1"
 
 
 def test_without_the_extra_the_command_says_how_to_get_it(
