@@ -30,7 +30,7 @@ format: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install $(PIP_FLAGS) $(TORCH)
-	$(PY) -m pip install $(PIP_FLAGS) --editable '.[demo,dev]'
+	$(PY) -m pip install $(PIP_FLAGS) --editable '.[demo,serve,dev]'
 	touch $@
 
 clean:

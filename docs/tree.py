@@ -16,6 +16,7 @@ OTHERS = {
     "docs/architecture.md": "The words, the imports, one way through",
     "docs/pretraining.md": "BERT and ELECTRA: settings, ablations, what is logged",
     "docs/regimes.md": "Several teachers, chains, peers and black boxes",
+    "docs/runtime.md": "An artifact without torch: from Python, on files, behind HTTP",
     "docs/how-to-add-a-loss.md": "A loss in one file",
     "docs/how-to-add-a-student.md": "A student in one file",
     "docs/how-to-add-a-teacher.md": "A teacher in one file, or from Python",

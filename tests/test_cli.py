@@ -20,7 +20,7 @@ from distillkit.schema import json_schema
 ROOT = Path(__file__).parents[1]
 COMMANDS = [
     *("run", "pretrain", "distill", "export", "bench", "plan", "validate"),
-    *("init", "schema", "demo", "list", "report", "compare", "doctor", "corpus"),
+    *("init", "schema", "demo", "list", "report", "compare", "doctor", "corpus", "predict", "serve"),
 ]
 CONFIG = """\
 name: good

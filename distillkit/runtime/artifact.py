@@ -23,7 +23,7 @@ from distillkit.runtime.description import (
     read_description,
 )
 from distillkit.runtime.early_exit import EarlyExit
-from distillkit.runtime.rows import Layout, Reader, Row, Texts, Words, padded, sequential_batches
+from distillkit.runtime.rows import Layout, Reader, Row, Texts, Where, Words, nth, padded, sequential_batches
 from distillkit.runtime.session import PROVIDERS, Provider, open_session
 from distillkit.wording import shown
 
@@ -89,17 +89,22 @@ class Artifact:
         task: which of several; tokens: of one batch, padding included (a row that is longer goes alone).
         Raises DataError (3) for what is not such a row, ConfigError (2) for a task that is not there.
         """
-        asked = self.description.task(task)
-        read = self.read(self._reader.check(rows, asked), task)
+        return self.answers(self.check(rows, task), task=task, tokens=tokens)
+
+    def check(self, rows: Sequence[Any], task: str = "", where: Where = nth) -> list[tuple[str, ...]]:
+        """The texts of each row; `where` names the place of one in an error. Errors as in `predict`."""
+        return self._reader.check(rows, self.description.task(task), where)
+
+    def answers(
+        self, rows: Sequence[tuple[str, ...]], *, task: str = "", tokens: int = BATCH_TOKENS
+    ) -> list[Answer]:
+        """Answers to checked rows, in their order."""
+        read = self.read(rows, task)
         lengths = np.array([len(row) for row in read], dtype=np.int64)
         said: dict[int, Said] = {}
         for batch in sequential_batches(lengths, tokens=tokens):
             said.update(zip(batch.tolist(), self.run([read[place] for place in batch]), strict=True))
-        return [self._form.answer(asked, row, said[place]) for place, row in enumerate(read)]
-
-    def check(self, rows: Sequence[Any], task: str = "") -> list[tuple[str, ...]]:
-        """The texts of each row. Errors as in `predict`."""
-        return self._reader.check(rows, self.description.task(task))
+        return [self.answer(row, said[place], task) for place, row in enumerate(read)]
 
     def read(self, rows: Sequence[tuple[str, ...]], task: str = "") -> list[Row]:
         """Checked rows in tokens."""

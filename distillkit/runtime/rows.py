@@ -7,7 +7,7 @@ compares them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distillkit.errors import DataError, ErrorGroup, ExportError
+from distillkit.errors import DataError, DistillkitError, ErrorGroup, ExportError
 from distillkit.runtime.description import TOKENIZER, TaskRows, Tokens
 from distillkit.wording import half_character, shown
 
 _MOST_SHOWN = 20
+Where = Callable[[int], str]
+"""Names the place of a row in a message."""
+
+
+def nth(place: int) -> str:
+    """A row by its number alone."""
+    return f"row {place}"
 
 
 @dataclass(frozen=True)
@@ -123,18 +130,19 @@ class Reader:
             ) from None
         return cls(tokenizer, tokens, layout)
 
-    def check(self, given: Sequence[Any], task: TaskRows) -> list[tuple[str, ...]]:
-        """The texts of each row. Raises DataError (3), each with the place of its row (from 0)."""
+    def check(self, given: Sequence[Any], task: TaskRows, where: Where = nth) -> list[tuple[str, ...]]:
+        """The texts of each row. Raises DataError (3) with what `where` says of a row's place (from 0)."""
         if isinstance(given, str | bytes) or not isinstance(given, Sequence):
             raise DataError(f"{shown(given)} is not a list of rows", where="rows", hint="give a list")
-        rows, problems = [], []
+        rows: list[tuple[str, ...]] = []
+        problems: list[DistillkitError] = []
         for place, one in enumerate(given):
             try:
                 rows.append(self.layout.texts(one, task))
             except ValueError as error:
-                problems.append(DataError(str(error), where=f"row {place}"))
+                problems.append(DataError(str(error), where=where(place)))
         if problems:
-            raise problems[0] if len(problems) == 1 else ErrorGroup([*problems[:_MOST_SHOWN]])
+            raise problems[0] if len(problems) == 1 else ErrorGroup(list(problems[:_MOST_SHOWN]))
         return rows
 
     def read(self, rows: Sequence[tuple[str, ...]], task: TaskRows) -> list[Row]:

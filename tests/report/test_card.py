@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from artifacts import make
 from hostile import PAYLOADS, hostile
 from huggingface_hub import ModelCard
 from report_sample import classification, minimal, regression
@@ -122,6 +123,12 @@ def test_the_transformers_snippet_runs(student_folder: Path, capsys: pytest.Capt
     assert _run(snippet, student_folder, capsys)[0] in ("negative", "positive")
 
 
+def test_the_snippet_of_the_runtime_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    snippet = _snippets(render_card(classification()))[1]
+    folder = make(tmp_path, labels=("negative", "positive")).folder
+    assert set(_run(snippet, folder, capsys)) <= {"negative", "positive"}
+
+
 def test_the_onnx_snippet_runs_and_names_the_label(
     student_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,7 +151,7 @@ def test_the_onnx_snippet_runs_and_names_the_label(
             return [np.array([[0.0, 1.0], [1.0, 0.0]])]
 
     monkeypatch.setattr("onnxruntime.InferenceSession", Session)
-    snippet = _snippets(render_card(classification()))[1]
+    snippet = _snippets(render_card(classification()))[2]
     assert _run(snippet, student_folder, capsys) == ["positive", "negative"]
     assert fed["input_ids"].shape == fed["attention_mask"].shape == (2, 7)
     assert fed["attention_mask"].sum(axis=1).tolist() == [6, 7]

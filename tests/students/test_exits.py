@@ -5,6 +5,7 @@ it.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from tiny import LABELS, batch, change_config, change_weights, encoded, encoder,
 from torch.nn import functional
 from training import StopAfter, digest, run, settings
 
+from distillkit import files
 from distillkit.data.batching import collate
-from distillkit.early_exit import Budget, Entropy, Never, Patience, simulate
+from distillkit.early_exit import Budget, Entropy, Never, Patience, simulate, write_rule
 from distillkit.encoder import Encoder, fresh
-from distillkit.errors import ConfigError, ModelError
+from distillkit.errors import ConfigError, ExportError, ModelError
 from distillkit.export.bundle import export
 from distillkit.export.exits import candidates, choose, exit_logits, export_exits
 from distillkit.losses.at_exits import AtExits
@@ -31,6 +33,7 @@ from distillkit.losses.gold import Gold
 from distillkit.losses.hidden_mse import HiddenMse
 from distillkit.losses.logits import Logits
 from distillkit.model import FixedTeacher
+from distillkit.runtime import Artifact, ClassAnswer
 from distillkit.runtime.early_exit import EarlyExit
 from distillkit.segments import STATES
 from distillkit.settings import ExportSettings, Labels
@@ -374,6 +377,29 @@ def test_the_walk_of_an_artifact_is_what_its_exits_say(
         walked = EarlyExit.open(folder).run(inputs, rule)
         assert np.array_equal(walked.exits, expected), rule
         np.testing.assert_allclose(walked.logits, said_EnV[expected, np.arange(60)], atol=1e-4)
+
+
+def test_the_runtime_answers_by_the_rule_of_the_artifact(
+    artifact: tuple[Path, WithExits], tmp_path: Path
+) -> None:
+    """And by the whole model where the rule lets nothing leave."""
+    folder, trained = Path(shutil.copytree(artifact[0], tmp_path / "copy")), artifact[1]
+    samples = encoded(tmp_path, 60, seed=4)
+    said_EnV = exit_logits(trained, samples)
+    for rule in (Never(), Budget.fit(said_EnV, (1, 3, 5), 3.0)):
+        facts = json.loads((folder / "exits.json").read_text())
+        (folder / "exits.json").write_text(json.dumps({**facts, "rule": write_rule(rule)}))
+        files.seal(folder, {})
+        answers = Artifact.load(folder, threads=1).predict([text for (text,) in samples.texts], tokens=90)
+        exits = simulate(said_EnV, rule)
+        for answer, exit, said_EV in zip(answers, exits, said_EnV.swapaxes(0, 1), strict=True):
+            assert isinstance(answer, ClassAnswer)
+            assert answer.exit == (None if rule == Never() else exit + 1)
+            expected = torch.from_numpy(said_EV[exit]).softmax(-1).tolist()
+            assert list(answer.probabilities.values()) == pytest.approx(expected, abs=1e-4)
+    next((folder / "segments").iterdir()).rename(folder / "segments" / "9.onnx")
+    with pytest.raises(ExportError):
+        Artifact.load(folder)
 
 
 def test_the_rule_of_an_artifact_loses_nothing_where_it_was_chosen(
