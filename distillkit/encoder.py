@@ -41,6 +41,8 @@ _PROJECTIONS = (
     ("q", "k", "v"),
 )
 """What the families of `transformers` call these three linear maps."""
+_CAUSAL = ("gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "bloom", "codegen", "llama", "mistral")
+"""Families whose tokens see only those before them."""
 _IMPLEMENTATION = "_implementation"
 """A key that holds this names a kernel, which `transformers` may fetch and import."""
 _BUILT_IN = (None, True, False, "eager", "sdpa")
@@ -186,7 +188,7 @@ def spec_of(config: PretrainedConfig) -> Spec:
     ffn = next(
         (
             values[name]
-            for name in ("intermediate_size", "hidden_dim", "ffn_dim", "d_inner")
+            for name in ("intermediate_size", "hidden_dim", "ffn_dim", "d_inner", "n_inner")
             if isinstance(values.get(name), int)
         ),
         4 * width,
@@ -200,6 +202,7 @@ def spec_of(config: PretrainedConfig) -> Spec:
         num_labels=config.num_labels,
         max_length=usable_positions(config),
         num_segments=max(1, int(values.get("type_vocab_size") or 1)),
+        causal=config.model_type in _CAUSAL,
     )
 
 
@@ -207,7 +210,8 @@ def usable_positions(config: PretrainedConfig) -> int:
     """Longest input: RoBERTa's family numbers positions from padding + 1, so two of its rows are never
     reached.
     """
-    positions = int(config.to_dict().get("max_position_embeddings") or 512)
+    values = config.to_dict()
+    positions = int(values.get("max_position_embeddings") or values.get("n_positions") or 512)
     offset = config.model_type in ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet")
     return positions - 2 if offset and positions > 2 else positions
 
