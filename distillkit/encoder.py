@@ -59,6 +59,7 @@ class Encoder(Student):
         super().__init__()
         self.model, self.head = model, head
         self.spec = replace(spec_of(model.config), num_labels=head.num_labels(model.config))
+        _check_end(self.spec, model.config)
         accepted = inspect.signature(model.forward).parameters
         unread = "token_type_ids" if self.spec.num_segments == 1 else ""  # RoBERTa takes them: zeros only
         self._accepted = tuple(name for name in accepted if name != unread)
@@ -441,6 +442,17 @@ def _projections(block: nn.Module) -> dict[str, nn.Module]:
         if all(name in named for name in names):
             return {part: named[name] for part, name in zip(_PARTS, names, strict=True)}
     return {}
+
+
+def _check_end(spec: Spec, config: PretrainedConfig) -> None:
+    """A causal model answers from the last token that is not padding. Raises ModelError where that is not
+    known."""
+    if spec.causal and config.pad_token_id is None:
+        raise ModelError(
+            f"the config of this {config.model_type!r} names no padding token, behind which no text goes on",
+            where="config.json",
+            hint="set pad_token_id to its tokenizer's",
+        )
 
 
 def _check_attention(spec: Spec) -> None:

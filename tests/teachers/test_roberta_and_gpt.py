@@ -21,6 +21,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerBase,
     RobertaForMaskedLM,
@@ -31,7 +32,7 @@ from distillkit import pipeline
 from distillkit.bench import measure
 from distillkit.cli import main
 from distillkit.data.batching import collate
-from distillkit.encoder import Encoder
+from distillkit.encoder import Encoder, fresh
 from distillkit.errors import ConfigError, ModelError
 from distillkit.export.onnx import write_onnx
 from distillkit.export.parity import compare
@@ -257,6 +258,8 @@ def test_what_a_causal_model_cannot_do_is_refused_in_words(byte: PreTrainedToken
     with pytest.raises(ConfigError, match="the teacher is causal"):
         Pkd().bind(roberta.spec, {"teacher": gpt.spec})
     Pkd().bind(roberta.spec, {"teacher": roberta.spec})
+    with pytest.raises(ModelError, match="no padding token"):
+        fresh(GPT2Config(vocab_size=320, n_embd=16, n_layer=1, n_head=2), LABELS)
     with pytest.raises(ConfigError, match="the teacher shows no queries"):
         Minilm().bind(roberta.spec, {"teacher": gpt.spec})
     with pytest.raises(ConfigError, match="'gpt2' cannot be made narrower"):
