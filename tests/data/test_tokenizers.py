@@ -10,6 +10,7 @@ import pytest
 from tiny import WORDS, byte_tokenizer, texts, tokenizer
 from transformers import AutoTokenizer, RobertaConfig
 
+from distillkit.data.layouts import Documents, Words
 from distillkit.data.tokenizers import (
     BYTE_SPECIAL,
     SPECIAL,
@@ -169,3 +170,13 @@ def test_sentences_that_follow_each_other_are_tokenised_as_the_text_that_they_ma
         whole = made(" ".join(parts), add_special_tokens=False).input_ids
         pieces = made(in_text(parts), add_special_tokens=False).input_ids
         assert [one for ids in pieces for one in ids] == whole
+
+
+def test_words_to_tag_and_sentences_to_mask_are_pieces_of_the_text_that_they_make() -> None:
+    """To a byte-level vocabulary they would run together: the space is a part of a word."""
+    made, words = byte_tokenizer(), ("ba", "lamest", "good")
+    whole = made(" ".join(words)).input_ids
+    tagged = Words().pieces([words], None, made, 32)
+    assert tagged.tokens.tolist() == whole
+    packed = Documents(seed=0).pieces([words], None, made, 32)
+    assert packed.tokens.tolist() == whole
