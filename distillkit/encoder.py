@@ -41,6 +41,8 @@ _PROJECTIONS = (
     ("q", "k", "v"),
 )
 """What the families of `transformers` call these three linear maps."""
+_CAUSAL = ("gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "bloom", "codegen", "llama", "mistral")
+"""Families whose tokens see only those before them."""
 _IMPLEMENTATION = "_implementation"
 """A key that holds this names a kernel, which `transformers` may fetch and import."""
 _BUILT_IN = (None, True, False, "eager", "sdpa")
@@ -57,6 +59,7 @@ class Encoder(Student):
         super().__init__()
         self.model, self.head = model, head
         self.spec = replace(spec_of(model.config), num_labels=head.num_labels(model.config))
+        _check_end(self.spec, model.config)
         accepted = inspect.signature(model.forward).parameters
         unread = "token_type_ids" if self.spec.num_segments == 1 else ""  # RoBERTa takes them: zeros only
         self._accepted = tuple(name for name in accepted if name != unread)
@@ -186,7 +189,7 @@ def spec_of(config: PretrainedConfig) -> Spec:
     ffn = next(
         (
             values[name]
-            for name in ("intermediate_size", "hidden_dim", "ffn_dim", "d_inner")
+            for name in ("intermediate_size", "hidden_dim", "ffn_dim", "d_inner", "n_inner")
             if isinstance(values.get(name), int)
         ),
         4 * width,
@@ -200,6 +203,7 @@ def spec_of(config: PretrainedConfig) -> Spec:
         num_labels=config.num_labels,
         max_length=usable_positions(config),
         num_segments=max(1, int(values.get("type_vocab_size") or 1)),
+        causal=config.model_type in _CAUSAL,
     )
 
 
@@ -207,7 +211,8 @@ def usable_positions(config: PretrainedConfig) -> int:
     """Longest input: RoBERTa's family numbers positions from padding + 1, so two of its rows are never
     reached.
     """
-    positions = int(config.to_dict().get("max_position_embeddings") or 512)
+    values = config.to_dict()
+    positions = int(values.get("max_position_embeddings") or values.get("n_positions") or 512)
     offset = config.model_type in ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet")
     return positions - 2 if offset and positions > 2 else positions
 
@@ -437,6 +442,17 @@ def _projections(block: nn.Module) -> dict[str, nn.Module]:
         if all(name in named for name in names):
             return {part: named[name] for part, name in zip(_PARTS, names, strict=True)}
     return {}
+
+
+def _check_end(spec: Spec, config: PretrainedConfig) -> None:
+    """A causal model answers from the last token that is not padding. Raises ModelError where that is not
+    known."""
+    if spec.causal and config.pad_token_id is None:
+        raise ModelError(
+            f"the config of this {config.model_type!r} names no padding token, behind which no text goes on",
+            where="config.json",
+            hint="set pad_token_id to its tokenizer's",
+        )
 
 
 def _check_attention(spec: Spec) -> None:

@@ -38,6 +38,7 @@ class Segment(nn.Module):
         self.blocks = Encoder(self.model, encoder.head).blocks
         del self.blocks[stop:], self.blocks[:start]
         self.leave = copy.deepcopy(leave)
+        self.padding = int(self.model.config.pad_token_id or 0)
         tokens: tuple[str, ...] = encoder.exportable().input_names  # type: ignore[assignment]
         known = inspect.signature(self.forward).parameters  # in its order, by which an exporter goes
         self.input_names = tuple(
@@ -52,7 +53,9 @@ class Segment(nn.Module):
         token_type_ids: Tensor | None = None,
         states: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        ids = torch.zeros_like(attention_mask) if input_ids is None else input_ids
+        ids = input_ids
+        if ids is None:  # read for nothing but where a text ends (GPT-2)
+            ids = torch.where(attention_mask.bool(), int(self.padding == 0), self.padding)
         inputs = {"input_ids": ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids

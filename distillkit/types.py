@@ -231,7 +231,7 @@ class Spec:
     num_segments: kinds of `token_type_ids` that it tells apart; 1: it does not read them. attention: whether
     it shows the queries, keys and values of its blocks (`Outputs.attention`). num_ids: token ids that it
     reads, where several share one of its `vocab_size` rows; 0: each has its own. exits: the blocks, from 1,
-    after which it may answer beside the last.
+    after which it may answer beside the last. causal: a token's states know nothing of what comes after it.
     """
 
     num_layers: int
@@ -245,6 +245,7 @@ class Spec:
     attention: bool = False
     num_ids: int = 0
     exits: tuple[int, ...] = ()
+    causal: bool = False
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,12 @@ from distillkit.students.vocabulary import (
 )
 from distillkit.types import Spec
 
+_DROPOUTS = (
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"),
+    *("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+)
+"""What the families of `transformers` call the rates between and in their blocks."""
+
 
 class Transformer(StudentSource):
     """A transformer encoder of any depth and width, optionally started from chosen blocks of its teacher.
@@ -150,7 +156,7 @@ class Transformer(StudentSource):
             setattr(cut, names.HIDDEN_SIZE, sizes.width)
             setattr(cut, names.NUM_ATTENTION_HEADS, sizes.heads)
             setattr(cut, "hidden_dim" if cut.model_type == "distilbert" else "intermediate_size", sizes.ffn)
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
+        for name in _DROPOUTS:
             if name in cut.to_dict():
                 setattr(cut, name, self.dropout)
         return cut

@@ -1,5 +1,4 @@
-"""What the encoders that this repo pretrains have in common: a WordPiece vocabulary of their own, and sizes
-by name."""
+"""What the encoders that this repo pretrains have in common: a vocabulary of their own, and sizes by name."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from distillkit.data.scoring import LabelledTokens, MaskedTokens, Scoring, UnlabelledTokens, WholeExamples
+from distillkit.data.tokenizers import in_text
 from distillkit.errors import ModelError
 from distillkit.types import IGNORED
 
@@ -153,7 +154,8 @@ class Documents(Layout):
         room = max_length - len(front) - len(back)
         backend: Any = tokenizer.backend_tokenizer
         backend.no_truncation()
-        encodings = iter(backend.encode_batch(list(chain.from_iterable(texts)), add_special_tokens=False))
+        sentences = list(chain.from_iterable(map(in_text, texts)))
+        encodings = iter(backend.encode_batch(sentences, add_special_tokens=False))
         packed = [
             [*front, *inner, *back]
             for document in texts
@@ -204,7 +206,7 @@ def _packed(sentences: Sequence[Sequence[int]], room: int) -> Iterator[list[int]
 def _split_words(texts: Texts, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Any:
     try:
         return tokenizer(
-            [list(words) for words in texts],
+            [in_text(words) for words in texts],
             is_split_into_words=True,
             truncation=True,
             max_length=max_length,

@@ -91,9 +91,15 @@ def corrupt(
 
     kind_BL and token_BL are uniform numbers that decide which of the three, and which entry.
     """
-    replaced = np.where(
-        kind_BL < 0.8, mask_id, np.where(kind_BL < 0.9, ids_BL, (token_BL * vocab_size).astype(np.int64))
-    )
+    drawn_BL = (token_BL * vocab_size).astype(np.int64)
+    return replace_chosen(ids_BL, chosen_BL, kind_BL, drawn_BL, mask_id=mask_id)
+
+
+def replace_chosen(
+    ids_BL: Ints, chosen_BL: Bool, kind_BL: NDArray[np.float64], drawn_BL: Ints, *, mask_id: int
+) -> Ints:
+    """The same with the entries drawn_BL as the random ones."""
+    replaced = np.where(kind_BL < 0.8, mask_id, np.where(kind_BL < 0.9, ids_BL, drawn_BL))
     corrupted: Ints = np.where(chosen_BL, replaced, ids_BL)
     return corrupted
 

@@ -1,4 +1,5 @@
-"""Tokenizers: WordPiece trained in this repo, and loading of saved ones without running anything they say."""
+"""Tokenizers: WordPiece and byte-level BPE trained in this repo, and loading of saved ones without running
+anything they say."""
 
 from __future__ import annotations
 
@@ -10,13 +11,29 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, RobertaTokenizer
 
 from distillkit.errors import ModelError, SecurityError
 
 _ALPHABET = 1000
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+BYTE_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+"""Ids 0 to 4 of a byte-level vocabulary, the first four as in RoBERTa's; its <mask> is the last entry."""
+_CONTINUES = "##"
+_STARTS = ("\u0120", "\u2581")
+"""What stands for the space before a word in byte-level pieces, and in those of SentencePiece."""
 
 
 def train_wordpiece(
@@ -60,6 +77,65 @@ def train_wordpiece(
     return BertTokenizer(
         tokenizer_object=tokenizer, vocab=vocabulary, do_lower_case=lowercase, model_max_length=max_length
     )
+
+
+def train_byte_bpe(
+    texts: Iterable[str], *, vocab_size: int, max_length: int = 512
+) -> PreTrainedTokenizerBase:
+    """A byte-level BPE vocabulary (Radford et al. 2019, section 2.2; GPT-2's splitting into words) in
+    RoBERTa's layout, the same for the same texts.
+
+    Every byte is an entry, so that nothing is unknown and any text comes back letter by letter, but for the
+    names of the special tokens, which stand for these. A space belongs to the word that follows. Raises
+    ModelError for a vocabulary without room for all bytes, and where the texts hold nothing to merge.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    least = len(BYTE_SPECIAL) + len(alphabet)
+    if vocab_size < least:
+        raise ModelError(
+            f"{vocab_size} entries: {len(alphabet)} bytes and {len(BYTE_SPECIAL)} special tokens need more",
+            where="teacher.vocab_size",
+            hint=f"at least {least}",
+        )
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=list(BYTE_SPECIAL),
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    trained.train_from_iterator(texts, trainer)
+    model = json.loads(trained.to_str())["model"]
+    if not model["merges"]:
+        raise ModelError(
+            "the texts hold no words to train a tokenizer on", hint="look at the text column or the corpus"
+        )
+    return RobertaTokenizer(
+        vocab=model["vocab"],
+        merges=[tuple(merge) for merge in model["merges"]],
+        mask_token=AddedToken("<mask>", lstrip=True, special=True),
+        model_max_length=max_length,
+    )
+
+
+def continuing(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.bool_]:
+    """`[V]`, True at entries that go on a word: `##` of WordPiece; where the space before a word is marked,
+    all that have no mark but the special tokens.
+    """
+    pieces: list[str] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    if isinstance(tokenizer.backend_tokenizer.model, models.WordPiece):
+        return np.asarray([piece.startswith(_CONTINUES) for piece in pieces])
+    special = set(tokenizer.all_special_tokens)
+    return np.asarray([not piece.startswith(_STARTS) and piece not in special for piece in pieces])
+
+
+def in_text(sentences: Sequence[str]) -> list[str]:
+    """Consecutive sentences or words as they stand in a text: with a space before all but the first, which
+    is a part of the word to byte-level vocabularies and nothing to others.
+    """
+    return [f" {sentence}" if number else sentence for number, sentence in enumerate(sentences)]
 
 
 def _letters(texts: Iterable[str]) -> list[str]:

@@ -67,6 +67,12 @@ class Pkd(Loss):
 
     def bind(self, student: Spec, teachers: Mapping[str, Spec]) -> None:
         teacher = teachers[TEACHER]
+        for role, spec in (("student", student), ("teacher", teacher)):
+            if spec.causal:
+                raise ConfigError(
+                    f"the {role} is causal: its first token, which this loss compares, has seen no other",
+                    hint="use hidden_mse or hidden_cosine, which compare every token",
+                )
         depths = {"student_layers": student.num_layers, "teacher_layers": teacher.num_layers}
         if isinstance(self.layers, str):
             self.pairs = patient_pairs(self.layers, **depths)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from distillkit.data.tokenizers import in_text
 from distillkit.errors import ModelError
 from distillkit.losses.base import LossStack
 from distillkit.losses.gold import Gold
@@ -39,7 +40,7 @@ def _texts(job: Job) -> Iterator[str]:
     source = job.trainable
     if source is not None and source.pretrain is not None:
         for document in job.documents(source.pretrain.corpus):
-            yield from document
+            yield from in_text(document)
     else:
         for texts in job.task.train.texts:
             yield from texts
