@@ -3,7 +3,8 @@ et al. 2020); and the paper's other ways to replace tokens.
 
 Departure: masked positions are drawn without replacement (`with_replacement` draws as the released code,
 which of 19 positions in 128 hits 17.7; one that is hit twice is sampled and counted once, where the released
-code writes the mean of its two token ids). `objectives.replaced` says how sequences are packed.
+code writes the mean of its two token ids). `objectives.packing` says how sequences are
+packed.
 
 Shapes: B sequences, L tokens, N chosen positions, V vocabulary entries, D width.
 """

@@ -1,10 +1,8 @@
 """Objectives of a generator, which fills masked positions, and of a main model, which learns from what was
 replaced (Clark et al. 2020): what their families have in common.
 
-Sequences are packed as in the released ELECTRA code: sentences of a document gather up to a target length and
-are cut into two segments, one in ten into a single one. Departures: a sentence never goes back to the first
-segment after one went to the second; the generator never samples [PAD], [CLS], [SEP] or [MASK], which never
-are the answer.
+Departure from the released ELECTRA code: the generator never samples [PAD], [CLS], [SEP] or [MASK], which
+never are the answer.
 
 Shapes: B sequences, L tokens, N chosen positions, V vocabulary entries, D width.
 """
@@ -15,7 +13,6 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +26,7 @@ from distillkit.flops import HONEST, Shape
 from distillkit.objectives.base import Examples, LossTerm
 from distillkit.objectives.corpus import Corpus, CorpusObjective, Sequences, Tokens, lay_out, read_corpus
 from distillkit.objectives.corrupted import Corrupted, MainTask, share
+from distillkit.objectives.packing import described, pack
 from distillkit.objectives.pair import GeneratorPair, states
 from distillkit.objectives.sampling import sample_tokens, without, without_own
 from distillkit.types import IGNORED, Batch
@@ -38,9 +36,6 @@ Floats = NDArray[np.float64]
 MASKED = 0.85
 """Share of the chosen positions at which the generator reads [MASK]; at the others it reads the original
 token (released code)."""
-_SHORTEST = 5
-_SINGLE = 0.1
-"""Share of the sequences that have one segment."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +123,7 @@ class GeneratorObjective(CorpusObjective, ABC):
 
     def metrics(self, examples: Examples) -> Mapping[str, float]:
         assert isinstance(examples, Sequences)
-        return {
-            "sequences": float(len(examples.lengths)),
-            "tokens": float(examples.lengths.sum()),
-            "single_segment": float((examples.b_start == examples.b_end).mean()),
-            "mean_length": float(examples.lengths.mean()),
-        }
+        return described(examples)
 
     def _choose(self, tokens: Tokens, corpus: Corpus, order: Floats) -> Bool:
         """The positions whose tokens the generator predicts."""
@@ -179,43 +169,6 @@ class GeneratorObjective(CorpusObjective, ABC):
     ) -> dict[str, LossTerm]:
         """What trains the generator; costs: of the counted positions of the main task."""
         return {"generator": likelihood(guess)}
-
-
-def pack(corpus: Corpus, generator: random.Random, short_sequences: float) -> Sequences:
-    """One pass over all documents; `short_sequences` of the sequences aim at a random shorter length."""
-    room = corpus.facts["max_length"]
-    starts, documents = corpus.sentences.tolist(), corpus.documents.tolist()
-    rows: list[tuple[int, int, int]] = []
-    target = room
-    for first, end in pairwise(documents):
-        while first < end:
-            last = first + 1
-            while last < end and starts[last] - starts[first] < target:
-                last += 1
-            cut = _cut(starts[first : last + 1], target, generator)
-            rows.append((starts[first], starts[first + cut], starts[last]))
-            first = last
-            short = generator.random() < short_sequences
-            target = generator.randint(min(_SHORTEST, room), room) if short else room
-    start, middle, stop = np.asarray(rows, dtype=np.int64).reshape(-1, 3).T
-    a_end = np.minimum(middle, start + room - 2)
-    b_end = np.minimum(stop, middle + np.maximum(0, room - 3 - (a_end - start)))
-    return Sequences(corpus, start, a_end, middle, b_end)
-
-
-def _cut(edges: Sequence[int], target: int, generator: random.Random) -> int:
-    """How many of the sentences between these edges the first segment holds: at least one; those that fit
-    into half of the target, and one that goes beyond in half of the cases.
-    """
-    sentences = len(edges) - 1
-    if generator.random() < _SINGLE:
-        return sentences
-    half = (target - 3) // 2
-    cut = 1
-    while cut < sentences and edges[cut + 1] - edges[0] < half:
-        cut += 1
-    beyond = cut < sentences and edges[cut] - edges[0] < half and generator.random() < 0.5
-    return cut + beyond
 
 
 def chosen(batch: Batch) -> Tensor:

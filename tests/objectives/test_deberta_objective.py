@@ -25,8 +25,8 @@ from transformers import AutoModel, DebertaV2ForMaskedLM
 from distillkit.flops import HONEST, counted
 from distillkit.objectives.base import inputs_of
 from distillkit.objectives.deberta import DebertaObjective
+from distillkit.objectives.packing import pack
 from distillkit.objectives.pair import GeneratorPair
-from distillkit.objectives.replaced import pack
 from distillkit.objectives.sharing import Sharing, SummedTable, settled, share_table
 from distillkit.teachers.deberta import Deberta
 from distillkit.train import Pretraining

@@ -32,8 +32,9 @@ from distillkit.objectives.corrupted import (
     histogram,
 )
 from distillkit.objectives.electra import ElectraObjective, by_frequency, policy_costs
+from distillkit.objectives.packing import pack
 from distillkit.objectives.pair import GeneratorPair
-from distillkit.objectives.replaced import MASKED, GeneratorObjective, pack
+from distillkit.objectives.replaced import MASKED, GeneratorObjective
 from distillkit.objectives.sampling import sample_tokens, without, without_own
 from distillkit.teachers.electra import Electra
 from distillkit.types import IGNORED, Batch
