@@ -72,10 +72,14 @@ class Encoder(Student):
         return self._blocks
 
     def layers(self) -> Sequence[Sequence[nn.Parameter]]:
-        """What the model's definition has before the blocks; each block; all that is left: the head."""
+        """What the model's definition has before the blocks, and every table, wherever it stands; each block;
+        all that is left: the head.
+        """
         place = {
             one: index for index, block in enumerate(self._blocks, start=1) for one in block.parameters()
         }
+        tables = (part for part in self.model.modules() if isinstance(part, nn.Embedding))
+        place |= {table.weight: 0 for table in tables if table.weight not in place}
         found: list[list[nn.Parameter]] = [[] for _ in range(len(self._blocks) + 2)]
         for parameter in self.model.parameters():
             passed = any(found[1:])

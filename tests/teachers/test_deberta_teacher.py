@@ -57,6 +57,16 @@ def test_the_architecture_is_v3s_and_the_generator_is_as_wide_and_half_as_deep()
     assert Deberta(size="tiny").vocab_size == 30_522
 
 
+def test_the_table_of_distances_learns_as_slowly_as_that_of_tokens() -> None:
+    """It stands behind the blocks in the model's definition, where the head does."""
+    model = Deberta(**TINY).classifier(tokenizer(), LABELS, 32, None)  # type: ignore[arg-type]
+    assert isinstance(model, Encoder)
+    lowest = model.layers()[0]
+    for table in (model.model.get_input_embeddings(), model.model.deberta.encoder.rel_embeddings):
+        assert any(one is table.weight for one in lowest)
+    assert sum(map(len, model.layers())) == len(list(model.parameters()))
+
+
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_pretrained_body_goes_on_in_the_classifier(tmp_path: Path, keep: bool) -> None:
     source = Deberta(**TINY, keep_generator=keep, mask_decoder="plain")  # type: ignore[arg-type]
