@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from optimum.utils import NormalizedConfigManager
+from optimum.utils import NormalizedConfig, NormalizedConfigManager, NormalizedTextConfig
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
@@ -43,6 +43,8 @@ _PROJECTIONS = (
 """What the families of `transformers` call these three linear maps."""
 _CAUSAL = ("gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "bloom", "codegen", "llama", "mistral")
 """Families whose tokens see only those before them."""
+_LENGTH_FIRST = ("xlnet",)
+"""Families whose blocks take and give states `[L, B, D]`."""
 _IMPLEMENTATION = "_implementation"
 """A key that holds this names a kernel, which `transformers` may fetch and import."""
 _BUILT_IN = (None, True, False, "eager", "sdpa")
@@ -64,6 +66,7 @@ class Encoder(Student):
         unread = "token_type_ids" if self.spec.num_segments == 1 else ""  # RoBERTa takes them: zeros only
         self._accepted = tuple(name for name in accepted if name != unread)
         self._blocks = _blocks(model, self.spec.num_layers)
+        self.length_first = model.config.model_type in _LENGTH_FIRST
         self._projections = [_projections(block) for block in self._blocks]
         self.spec = replace(self.spec, attention=all(self._projections))
 
@@ -72,10 +75,14 @@ class Encoder(Student):
         return self._blocks
 
     def layers(self) -> Sequence[Sequence[nn.Parameter]]:
-        """What the model's definition has before the blocks; each block; all that is left: the head."""
+        """What the model's definition has before the blocks, and every table, wherever it stands; each block;
+        all that is left: the head.
+        """
         place = {
             one: index for index, block in enumerate(self._blocks, start=1) for one in block.parameters()
         }
+        tables = (part for part in self.model.modules() if isinstance(part, nn.Embedding))
+        place |= {table.weight: 0 for table in tables if table.weight not in place}
         found: list[list[nn.Parameter]] = [[] for _ in range(len(self._blocks) + 2)]
         for parameter in self.model.parameters():
             passed = any(found[1:])
@@ -92,7 +99,7 @@ class Encoder(Student):
         projected: dict[tuple[int, str], Tensor] = {}
         with ExitStack() as hooks:
             for index, change in (swap or {}).items():
-                hooks.enter_context(_changed(self._blocks[index], change))
+                hooks.enter_context(_changed(self._blocks[index], self._turning(change)))
             if want.attention:
                 _check_attention(self.spec)
                 for index, parts in enumerate(self._projections):
@@ -109,8 +116,16 @@ class Encoder(Student):
             Projections(*(_heads(projected[index, part], self.spec.num_heads) for part in _PARTS))
             for index in range(len(projected) // len(_PARTS))
         )
-        hidden = (states[index] for index in range(len(states)))
+        hidden = (self._turned(states[index]) for index in range(len(states)))
         return Outputs(logits=logits.float(), hidden=tuple(hidden), attention=tuple(attention))
+
+    def _turned(self, states: Tensor) -> Tensor:
+        """`[B, L, D]` of what a block gives, or the other way round."""
+        return states.transpose(0, 1) if self.length_first else states
+
+    def _turning(self, change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """The same change of what a block gives."""
+        return lambda states: self._turned(change(self._turned(states)))
 
     def exportable(self) -> nn.Module:
         model = copy.deepcopy(self.model).eval()
@@ -177,7 +192,7 @@ def spec_of(config: PretrainedConfig) -> Spec:
     if config.is_encoder_decoder:
         raise ModelError(f"{config.model_type!r} is an encoder-decoder; this needs an encoder", where="model")
     try:
-        names = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
+        names = names_of(config)
         layers, width, heads = names.num_layers, names.hidden_size, names.num_attention_heads
     except (KeyError, AttributeError) as error:
         raise ModelError(
@@ -205,6 +220,13 @@ def spec_of(config: PretrainedConfig) -> Spec:
         num_segments=max(1, int(values.get("type_vocab_size") or 1)),
         causal=config.model_type in _CAUSAL,
     )
+
+
+def names_of(config: PretrainedConfig) -> NormalizedConfig:
+    """The sizes of a config under the same names for every family. Raises KeyError for one not known."""
+    if config.model_type in _LENGTH_FIRST:  # optimum knows no XLNet, which knows the usual names
+        return NormalizedTextConfig(config)
+    return NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
 
 
 def usable_positions(config: PretrainedConfig) -> int:

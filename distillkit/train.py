@@ -218,6 +218,9 @@ class Pretraining(Program):
     def go_to(self, step: int, total: int) -> None:
         self._objective.go_to(self.model, step, total)
 
+    def groups(self) -> Sequence[Sequence[nn.Parameter]]:
+        return self._objective.groups(self.model)
+
 
 def take_step(
     student: Student,

@@ -14,7 +14,7 @@ OTHERS = {
     "distillkit/report/templates": "The page and the model card, as jinja templates",
     "benchmarks/results": "What the scripts above measured, with hardware, versions and seeds",
     "docs/architecture.md": "The words, the imports, one way through",
-    "docs/pretraining.md": "BERT, RoBERTa, GPT and ELECTRA: settings, ablations, what is logged",
+    "docs/pretraining.md": "BERT and the families around it: settings, ablations, what is logged",
     "docs/regimes.md": "Several teachers, chains, peers and black boxes",
     "docs/runtime.md": "An artifact without torch: from Python, on files, behind HTTP",
     "docs/how-to-add-a-loss.md": "A loss in one file",

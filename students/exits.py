@@ -61,6 +61,13 @@ class Exits(StudentSource):
                 where="student.of",
                 hint="use: transformer without `vocabulary`, or use: pretrained",
             )
+        if inner.length_first:
+            raise ConfigError(
+                f"the blocks of a {inner.model.config.model_type!r} hand on states by position, not by "
+                "example, and exits cannot stand between them",
+                where="student.of",
+                hint="take a student of another family",
+            )
         depth = inner.spec.num_layers
         if self.at[-1] >= depth:
             raise ConfigError(

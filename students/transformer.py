@@ -8,10 +8,9 @@ import copy
 from dataclasses import dataclass
 from pathlib import Path
 
-from optimum.utils import NormalizedConfigManager
 from transformers import BertConfig, ElectraConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from distillkit.encoder import Encoder, fresh
+from distillkit.encoder import Encoder, fresh, names_of
 from distillkit.errors import ConfigError
 from distillkit.model import Material, Student, StudentSource, Teacher
 from distillkit.settings import EVERY_KIND, Count, Fraction, Initialise, Labels
@@ -147,7 +146,7 @@ class Transformer(StudentSource):
         """The teacher's config in the student's sizes."""
         cut = copy.deepcopy(model.model.config)
         self._blocks(model.spec)
-        names = NormalizedConfigManager.get_normalized_config_class(cut.model_type)(cut)
+        names = names_of(cut)
         setattr(cut, names.NUM_LAYERS, self.layers)
         sizes = self._cut_sizes(model.spec)
         self._check_embedding(cut, model.spec.hidden_dim, sizes.width)

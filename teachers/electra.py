@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from torch import nn
 from transformers import ElectraConfig, PreTrainedTokenizerBase
 
 from distillkit.errors import ConfigError
-from distillkit.model import Student
 from distillkit.objectives.base import Objective
 from distillkit.objectives.corrupted import (
     AllTokensMLM,
@@ -29,9 +27,8 @@ from distillkit.objectives.electra import (
     TwoStage,
     Unigram,
 )
-from distillkit.objectives.pair import GENERATOR
-from distillkit.settings import Count, FinetuneSettings, Fraction, Labels, Positive, PretrainSettings, Share
-from distillkit.teachers.encoders import PretrainedHere, shape_of
+from distillkit.settings import Count, FinetuneSettings, Fraction, Positive, PretrainSettings, Share
+from distillkit.teachers.encoders import PretrainedByGenerator, shape_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ GENERATORS: dict[str, type[ElectraObjective]] = {
 }
 
 
-class Electra(PretrainedHere):
+class Electra(PretrainedByGenerator):
     """ELECTRA with a WordPiece vocabulary of its own: a generator replaces tokens, the discriminator finds
     them; pretrained where `pretrain` is set, fine-tuned on the task.
 
@@ -135,13 +132,19 @@ class Electra(PretrainedHere):
         pretrain: PretrainSettings | None = None,
         finetune: FinetuneSettings = FinetuneSettings(),  # noqa: B008 - frozen
     ) -> None:
-        super().__init__(vocab_size=vocab_size, positions=positions, pretrain=pretrain, finetune=finetune)
+        super().__init__(
+            vocab_size=vocab_size,
+            positions=positions,
+            keep_generator=keep_generator,
+            pretrain=pretrain,
+            finetune=finetune,
+        )
         shape = shape_of({name: one.shape for name, one in SIZES.items()}, size, layers, width, heads)
         known = Size(shape, shape[1]) if size is None else SIZES[size]
         self.shape, self.ffn, self.dropout = shape, ffn or 4 * shape[1], dropout
         self.embedding = embedding or known.embedding
         self.generator_width = known.generator if generator_width is None else generator_width
-        self.tie, self.keep_generator = tie, keep_generator
+        self.tie = tie
         _check_generator(generator, objective, tie, keep_generator, generator_width, self.generator_width)
         self.objective = GENERATORS[generator](
             TASKS[objective](),
@@ -165,25 +168,8 @@ class Electra(PretrainedHere):
         )
         return pair, self.objective
 
-    def masked_model(self, pretrained: Path) -> Path | None:
-        """The main model where it predicts tokens, or the generator where it is kept."""
-        if self.pretrain is None or not self._detects:
-            return super().masked_model(pretrained)
-        return pretrained / GENERATOR if self.keep_generator else None
-
-    def classifier(
-        self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, pretrained: Path | None
-    ) -> Student:
-        if labels.kind == "mlm" and self.pretrain is not None and self._detects:
-            raise ConfigError(
-                "a discriminator that was pretrained to detect replaced tokens predicts no masked ones",
-                where="teacher.objective",
-                hint="set teacher.objective: replace_mlm or all_tokens_mlm, or use: bert",
-            )
-        return super().classifier(tokenizer, labels, max_length, pretrained)
-
     @property
-    def _detects(self) -> bool:
+    def detects(self) -> bool:
         return isinstance(self.objective.task, ReplacedTokenDetection)
 
     def config(self, vocab_size: int) -> ElectraConfig:

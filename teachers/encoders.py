@@ -12,6 +12,7 @@ from distillkit.data.tokenizers import train_wordpiece
 from distillkit.encoder import Encoder, fresh, load_body
 from distillkit.errors import ConfigError
 from distillkit.model import Student, TrainableTeacherSource
+from distillkit.objectives.pair import GENERATOR
 from distillkit.settings import FinetuneSettings, Labels, PretrainSettings
 
 Shape = tuple[int, int, int]
@@ -63,6 +64,44 @@ class PretrainedHere(TrainableTeacherSource):
 
     def load(self, folder: Path) -> Student:
         return Encoder.load(folder)
+
+
+class PretrainedByGenerator(PretrainedHere):
+    """An encoder that is pretrained on what a generator replaced."""
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        positions: int,
+        keep_generator: bool,
+        pretrain: PretrainSettings | None,
+        finetune: FinetuneSettings,
+    ) -> None:
+        super().__init__(vocab_size=vocab_size, positions=positions, pretrain=pretrain, finetune=finetune)
+        self.keep_generator = keep_generator
+
+    @property
+    @abstractmethod
+    def detects(self) -> bool:
+        """Whether the main model tells replaced tokens, and does not predict the originals."""
+
+    def masked_model(self, pretrained: Path) -> Path | None:
+        """The main model where it predicts tokens, or the generator where it is kept."""
+        if self.pretrain is None or not self.detects:
+            return super().masked_model(pretrained)
+        return pretrained / GENERATOR if self.keep_generator else None
+
+    def classifier(
+        self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, pretrained: Path | None
+    ) -> Student:
+        if labels.kind == "mlm" and self.pretrain is not None and self.detects:
+            raise ConfigError(
+                "a discriminator that was pretrained to detect replaced tokens predicts no masked ones",
+                where="teacher",
+                hint="use: bert, or use: electra with objective: replace_mlm or all_tokens_mlm",
+            )
+        return super().classifier(tokenizer, labels, max_length, pretrained)
 
 
 def shape_of(

@@ -56,6 +56,38 @@ def choose_repeatedly(candidates_BL: Bool, counts_B: Ints, uniform_BL: NDArray[n
     return chosen
 
 
+def choose_spans(
+    candidates_BL: Bool,
+    counts_B: Ints,
+    start_BL: NDArray[np.float64],
+    length_BL: NDArray[np.float64],
+    *,
+    longest: int,
+) -> Bool:
+    """Exactly `counts_B` of each row's candidates (all where there are fewer), in spans of up to `longest`
+    tokens, a span of n being drawn with weight 1/n.
+
+    Every candidate starts a span; spans are taken in the order of start_BL until there are enough tokens, the
+    last is cut short. A span that goes beyond a row's last candidate goes on at its first, so that every
+    candidate is equally likely to be chosen. length_BL are the uniform numbers that decide the lengths.
+    """
+    sizes_B1 = candidates_BL.sum(axis=1, keepdims=True)
+    places_BL = np.argsort(~candidates_BL, axis=1, kind="stable")  # candidates first, then a ring of them
+    ring = np.arange(candidates_BL.shape[1])[None, :]
+    law = np.cumsum(1 / np.arange(1, longest + 1))
+    start_BL, length_BL = (np.take_along_axis(one, places_BL, axis=1) for one in (start_BL, length_BL))
+    length_BL = np.searchsorted(law, length_BL * law[-1], side="right") + 1
+    keys_BL = np.full(candidates_BL.shape, 2.0)
+    for inside in range(longest):
+        first_BL = (ring - inside) % np.maximum(1, sizes_B1)
+        reaches = np.take_along_axis(length_BL, first_BL, axis=1) > inside
+        key_BL = np.take_along_axis(start_BL, first_BL, axis=1) + inside * 2.0**-40  # a cut takes its end
+        keys_BL = np.where(reaches, np.minimum(keys_BL, key_BL), keys_BL)
+    chosen = np.zeros_like(candidates_BL)
+    np.put_along_axis(chosen, places_BL, choose(ring < sizes_B1, counts_B, keys_BL), axis=1)
+    return chosen
+
+
 def choose_words(
     candidates_BL: Bool, continues_BL: Bool, counts_B: Ints, uniform_BL: NDArray[np.float64]
 ) -> Bool:

@@ -73,6 +73,10 @@ class Objective(ABC):
     def go_to(self, model: nn.Module, step: int, total: int) -> None:  # noqa: B027 - an optional hook
         """Called before every optimizer step, which is number `step` (from 0) of `total`."""
 
+    def groups(self, model: nn.Module) -> Sequence[Sequence[nn.Parameter]]:
+        """Parameters whose gradients are clipped together."""
+        return [list(model.parameters())]
+
     def figures(self, tallies: Mapping[str, Tensor]) -> Mapping[str, float]:
         """Figures worth logging beside the terms, from a step's tallies; one that is not defined is left
         out."""

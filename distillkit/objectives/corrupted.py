@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
+from transformers import ElectraForMaskedLM, ElectraForPreTraining, PretrainedConfig, PreTrainedModel
 
 from distillkit.flops import HONEST, Shape
 from distillkit.objectives.pair import GeneratorPair, to_number, token_scores
@@ -54,9 +54,9 @@ class MainTask(ABC):
     name: str
     weight: float = 1.0
     everywhere: bool = True
-    model: type[ElectraForPreTraining] | type[ElectraForMaskedLM] = ElectraForMaskedLM
+    model: type[PreTrainedModel] = ElectraForMaskedLM
 
-    def heads(self, config: ElectraConfig) -> dict[str, nn.Module]:
+    def heads(self, config: PretrainedConfig) -> dict[str, nn.Module]:
         """What is trained beside the main model."""
         return {}
 
@@ -94,10 +94,15 @@ class ReplacedTokenDetection(MainTask):
         self, pair: GeneratorPair, states_BLD: Tensor, seen: Corrupted
     ) -> tuple[Tensor, dict[str, Tensor]]:
         counted_BL = self.counted(seen.real, seen.chosen)
-        logits_N = pair.main.discriminator_predictions(states_BLD[counted_BL]).float()
+        logits_N = self.logits(pair, states_BLD, counted_BL).float()
         replaced_N = seen.replaced[counted_BL]
         costs_N = functional.binary_cross_entropy_with_logits(logits_N, replaced_N.float(), reduction="none")
         return costs_N, {_LOGITS: histogram(logits_N.detach(), replaced_N)}
+
+    def logits(self, pair: GeneratorPair, states_BLD: Tensor, counted_BL: Tensor) -> Tensor:
+        """`[N]`, of being replaced, at the counted positions."""
+        logits_N: Tensor = pair.main.discriminator_predictions(states_BLD[counted_BL])
+        return logits_N
 
     def flops(self, shape: Shape, counted: int) -> float:
         return HONEST.token_head(shape, counted)
@@ -149,7 +154,7 @@ class AllTokensMLM(MainTask):
 
     name = "all_tokens_mlm"
 
-    def heads(self, config: ElectraConfig) -> dict[str, nn.Module]:
+    def heads(self, config: PretrainedConfig) -> dict[str, nn.Module]:
         return {"copy": to_number(config)}
 
     def costs(

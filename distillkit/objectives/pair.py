@@ -1,6 +1,6 @@
 """A generator that makes replaced tokens and the main model that learns from them, as one module.
 
-Both are `transformers`' ELECTRA classes (Clark et al. 2020, section 3.1), so that either opens alone.
+Both are classes of `transformers` (ELECTRA's: Clark et al. 2020, section 3.1), so that either opens alone.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import ElectraConfig, ElectraForMaskedLM, PreTrainedModel
+from transformers import ElectraForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from distillkit.objectives.base import inputs_of
+from distillkit.objectives.sharing import settled
 from distillkit.types import Batch
 
 Tie = Literal["none", "embeddings", "all"]
@@ -31,7 +32,7 @@ class GeneratorPair(nn.Module):
 
     def __init__(
         self,
-        generator: ElectraForMaskedLM | None,
+        generator: PreTrainedModel | None,
         main: PreTrainedModel,
         heads: Mapping[str, nn.Module],
         *,
@@ -45,7 +46,7 @@ class GeneratorPair(nn.Module):
 
     def save_pretrained(self, folder: Path) -> None:
         """The main model as a Hugging Face folder; in it the generator's where that is kept."""
-        self.main.save_pretrained(folder)
+        settled(self.main).save_pretrained(folder)
         if self.keep_generator and self.generator is not None:
             self.generator.save_pretrained(folder / GENERATOR)
 
@@ -62,7 +63,7 @@ def tie(generator: ElectraForMaskedLM, main: PreTrainedModel, what: Tie) -> None
     generator.generator_lm_head.weight = generator.electra.embeddings.word_embeddings.weight
 
 
-def to_number(config: ElectraConfig) -> nn.Linear:
+def to_number(config: PretrainedConfig) -> nn.Linear:
     """A head that gives one number a token."""
     head = nn.Linear(config.hidden_size, 1)
     nn.init.normal_(head.weight, std=config.initializer_range)

@@ -31,8 +31,10 @@ from distillkit.objectives.corrupted import (
     detection_figures,
     histogram,
 )
-from distillkit.objectives.electra import MASKED, ElectraObjective, by_frequency, pack, policy_costs
+from distillkit.objectives.electra import ElectraObjective, by_frequency, policy_costs
+from distillkit.objectives.packing import pack
 from distillkit.objectives.pair import GeneratorPair
+from distillkit.objectives.replaced import MASKED, GeneratorObjective
 from distillkit.objectives.sampling import sample_tokens, without, without_own
 from distillkit.teachers.electra import Electra
 from distillkit.types import IGNORED, Batch
@@ -84,7 +86,7 @@ def parts(batch: Batch) -> tuple[Tensor, Tensor]:
     return chosen, torch.where(chosen, batch.labels, batch.inputs["input_ids"])
 
 
-def figures(objective: ElectraObjective, terms: Mapping[str, LossTerm]) -> Mapping[str, float]:
+def figures(objective: GeneratorObjective, terms: Mapping[str, LossTerm]) -> Mapping[str, float]:
     return objective.figures({name: sums for term in terms.values() for name, sums in term.tallies.items()})
 
 

@@ -14,6 +14,7 @@ import torch
 from tiny import WORDS, documents, tokenizer
 from training import StopAfter, digest
 
+from distillkit.model import TrainableTeacherSource
 from distillkit.objectives.base import Objective
 from distillkit.objectives.electra import ElectraObjective
 from distillkit.objectives.feed import ObjectiveFeed
@@ -25,6 +26,7 @@ from distillkit.teachers.electra import Electra
 from distillkit.train import Hooks, Pretraining, TrainSettings, train
 
 STEPS = 8
+SHAPE: dict[str, Any] = {"layers": 1, "width": 16, "heads": 2, "vocab_size": 120, "positions": 32}
 TIED = {"generator_width": 1.0, "tie": "none"}
 
 
@@ -54,11 +56,14 @@ def run(
     settings: TrainSettings | None = None,
     progress: Progress | None = None,
     texts: list[list[str]] | None = None,
+    source: TrainableTeacherSource | None = None,
     **teacher: Any,
 ) -> Pretraining:
-    shape = {"layers": 1, "width": 16, "heads": 2, "vocab_size": 120, "positions": 32, "generator_width": 0.5}
+    """An ELECTRA with these settings, or another source's model, after its training."""
     torch.manual_seed(0)
-    model, objective = Electra(**{**shape, **teacher}).pretraining(tokenizer())
+    model, objective = (source or Electra(**{**SHAPE, "generator_width": 0.5, **teacher})).pretraining(
+        tokenizer()
+    )
     program = Pretraining(model, objective)
     folder.mkdir(parents=True, exist_ok=True)
     with Signals() as signals:

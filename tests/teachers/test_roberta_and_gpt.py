@@ -36,10 +36,10 @@ from distillkit.encoder import Encoder, fresh
 from distillkit.errors import ConfigError, ModelError
 from distillkit.export.onnx import write_onnx
 from distillkit.export.parity import compare
-from distillkit.export.session import open_session
 from distillkit.losses.minilm import Minilm
 from distillkit.losses.pkd import Pkd
 from distillkit.model import FixedTeacher, Material
+from distillkit.runtime.session import open_session
 from distillkit.segments import STATES
 from distillkit.settings import Initialise, Labels, PretrainSettings
 from distillkit.students.exits import WithExits
