@@ -9,18 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from distillkit.data.masking import Bool, Ints, choose
-
-Floats = NDArray[np.float64]
+from distillkit.data.spans import Floats, packed
 
 
 @dataclass(frozen=True)
 class Text:
-    """Texts as padded rows: ids `[B, L]`, of which the first `lengths` `[B]` count; ends `[B, L]`, True at the
-    last token of each sentence."""
+    """Texts as padded rows: ids `[B, L]`, of which the first `lengths` `[B]` count; ends `[B, L]`, True at
+    the last token of each sentence."""
 
     ids: Ints
     lengths: Ints
@@ -41,9 +39,7 @@ class Text:
 
     def kept(self, keep_BL: Bool) -> Text:
         """The chosen tokens of each row."""
-        chosen_BL = keep_BL & self.real
-        order_BL = np.argsort(~chosen_BL, axis=1, kind="stable")
-        return self.taken(order_BL, chosen_BL.sum(axis=1))
+        return self.taken(*packed(keep_BL & self.real))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 Ends = tuple[Bool, Bool]
 """Of each row: whether its first token is noise, and whether its last one is."""
 Row = tuple[Ints, Ints]
-"""Padded ids `[B, L]` and how many of them count `[B]`."""
+"""Padded numbers `[B, L]` and how many of them count `[B]`."""
 
 
 def noise_counts(lengths_B: Ints, *, density: float, mean_span: float) -> tuple[Ints, Ints]:
@@ -121,11 +121,11 @@ def _column(sizes_BS: Ints, columns: Ints) -> Ints:
 
 
 def with_sentinels(ids_BL: Ints, mask_BL: Bool, lengths_B: Ints, first: int) -> tuple[Row, Row]:
-    """(inputs, targets) without what ends a sequence: in the inputs the k-th noise run is sentinel `first - k`,
-    the targets are each run's sentinel and its tokens. Nothing follows the last run, as in the released code;
-    the paper's figure has one more sentinel there.
+    """(inputs, targets) without what ends a sequence: in the inputs the k-th noise run is sentinel
+    `first - k`, the targets are each run's sentinel and its tokens.
 
-    Raises nothing where sentinels run out: `first - k` is then a token of the text.
+    Nothing follows the last run, as in the released code; the paper's figure has one more sentinel there.
+    Where sentinels run out, `first - k` is a token of the text: the caller sees to it that they do not.
     """
     starts_BL = first_of_runs(mask_BL)
     sentinel_BL = first - (np.cumsum(starts_BL, axis=1) - 1)
@@ -133,13 +133,13 @@ def with_sentinels(ids_BL: Ints, mask_BL: Bool, lengths_B: Ints, first: int) -> 
     slots = np.stack([sentinel_BL, ids_BL], axis=2).reshape(len(ids_BL), -1)
 
     def row(tokens_BL: Bool) -> Row:
-        return left_packed(slots, np.stack([starts_BL, tokens_BL], axis=2).reshape(slots.shape))
+        places, lengths = packed(np.stack([starts_BL, tokens_BL], axis=2).reshape(slots.shape))
+        return np.take_along_axis(slots, places, axis=1), lengths
 
     return row(inside_BL & ~mask_BL), row(mask_BL)
 
 
-def left_packed(ids_BK: Ints, kept_BK: Bool) -> Row:
-    """(`[B, W]` the chosen tokens of each row in their order, `[B]` how many)."""
+def packed(kept_BK: Bool) -> Row:
+    """(`[B, W]` places of the chosen items of each row in their order, `[B]` how many)."""
     lengths_B = kept_BK.sum(axis=1)
-    order_BW = np.argsort(~kept_BK, axis=1, kind="stable")[:, : max(1, int(lengths_B.max()))]
-    return np.take_along_axis(ids_BK, order_BW, axis=1), lengths_B
+    return np.argsort(~kept_BK, axis=1, kind="stable")[:, : max(1, int(lengths_B.max()))], lengths_B
