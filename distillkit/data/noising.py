@@ -32,10 +32,10 @@ class Text:
 
     def taken(self, places_BK: Ints, lengths_B: Ints) -> Text:
         """The tokens at these places of each row, as rows of these lengths."""
-        width = max(1, int(lengths_B.max()))
-        places = places_BK[:, :width]
-        picked = (np.take_along_axis(part, places, axis=1) for part in (self.ids, self.ends))
-        return Text(next(picked), lengths_B, next(picked))
+        places = places_BK[:, : max(1, int(lengths_B.max()))]
+        ids: Ints = np.take_along_axis(self.ids, places, axis=1)
+        ends: Bool = np.take_along_axis(self.ends, places, axis=1)
+        return Text(ids, lengths_B, ends)
 
     def kept(self, keep_BL: Bool) -> Text:
         """The chosen tokens of each row."""
@@ -61,7 +61,8 @@ class Spans:
 
 def share_of(counts_B: Ints, share: float) -> Ints:
     """ceil(share * count), as fairseq counts what it corrupts."""
-    return np.ceil(counts_B * share).astype(np.int64)
+    counted: Ints = np.ceil(counts_B * share).astype(np.int64)
+    return counted
 
 
 def permuted_sentences(text: Text, share: float, chosen_BK: Floats, order_BK: Floats) -> Text:

@@ -1,4 +1,4 @@
-"""Tokenizers: WordPiece trained in this repo, and loading of saved ones without running anything they say."""
+"""Tokenizers: WordPiece and unigram pieces trained in this repo, and loading of saved ones without running anything they say."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, T5Tokenizer
 
+from distillkit.data.unigram import unigram_pieces, word_counts
 from distillkit.errors import ModelError, SecurityError
 
 _ALPHABET = 1000
@@ -45,9 +46,7 @@ def train_wordpiece(
     trained.train_from_iterator(normal, trainer)
     vocabulary = trained.get_vocab()
     if not letters:
-        raise ModelError(
-            "the texts hold no words to train a tokenizer on", hint="look at the text column or the corpus"
-        )
+        raise _no_words()
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -59,6 +58,34 @@ def train_wordpiece(
     )
     return BertTokenizer(
         tokenizer_object=tokenizer, vocab=vocabulary, do_lower_case=lowercase, model_max_length=max_length
+    )
+
+
+def train_unigram(
+    texts: Iterable[str], *, vocab_size: int, sentinels: int = 100, max_length: int = 512
+) -> PreTrainedTokenizerBase:
+    """T5's tokenizer (Raffel et al. 2020, section 2.2): a unigram vocabulary of pieces that keep case (Kudo
+    2018), <pad>, </s> and <unk> before them, and sentinels after them, <extra_id_0> the last.
+
+    A departure: characters stay as they are (SentencePiece puts them into a normal form), because
+    `transformers`' T5 tokenizer opens without a normal form. vocab_size: entries without the sentinels.
+    Raises ModelError where the texts hold no words.
+    """
+    words = word_counts(texts)
+    if not words:
+        raise _no_words()
+    marked = {f"\u2581{word}": count for word, count in words.items()}
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces = unigram_pieces(marked, max(1, vocab_size - len(special)))
+    last = [(f"<extra_id_{number}>", 0.0) for number in reversed(range(sentinels))]
+    return T5Tokenizer(
+        vocab=[*special, *pieces, *last], extra_ids=sentinels, model_max_length=max_length
+    )
+
+
+def _no_words() -> ModelError:
+    return ModelError(
+        "the texts hold no words to train a tokenizer on", hint="look at the text column or the corpus"
     )
 
 
