@@ -13,7 +13,7 @@ from transformers import BertConfig, PreTrainedTokenizerBase
 
 from distillkit.data.batching import Encoded, TaskFeed, collate, encode
 from distillkit.data.tasks import Rows
-from distillkit.data.tokenizers import train_wordpiece
+from distillkit.data.tokenizers import train_byte_bpe, train_wordpiece
 from distillkit.encoder import Encoder, fresh
 from distillkit.settings import BatchSettings, Labels
 from distillkit.types import IGNORED, Batch, Outputs, Projections, Step
@@ -55,8 +55,19 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return train_wordpiece((text for (text,) in texts(400, seed=99)), vocab_size=120)
 
 
-def encoded(cache: Path, count: int = 40, *, seed: int = 0, longest: int = 12) -> Encoded:
-    return encode(rows(count, seed=seed, longest=longest), tokenizer(), max_length=32, cache=cache)
+def byte_tokenizer() -> PreTrainedTokenizerBase:
+    return train_byte_bpe((text for (text,) in texts(400, seed=99)), vocab_size=320)
+
+
+def encoded(
+    cache: Path,
+    count: int = 40,
+    *,
+    seed: int = 0,
+    longest: int = 12,
+    by: Callable[[], PreTrainedTokenizerBase] = tokenizer,
+) -> Encoded:
+    return encode(rows(count, seed=seed, longest=longest), by(), max_length=32, cache=cache)
 
 
 def feed(cache: Path, *, micro: int = 1, examples: int = 8, count: int = 40) -> TaskFeed:

@@ -1,4 +1,5 @@
-"""Tokenizers: WordPiece and unigram pieces trained in this repo, and loading of saved ones without running anything they say."""
+"""Tokenizers: WordPiece and byte-level BPE trained in this repo, and loading of saved ones without running
+anything they say."""
 
 from __future__ import annotations
 
@@ -10,14 +11,29 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, T5Tokenizer
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, RobertaTokenizer
 
-from distillkit.data.unigram import unigram_pieces, word_counts
 from distillkit.errors import ModelError, SecurityError
 
 _ALPHABET = 1000
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+BYTE_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+"""Ids 0 to 4 of a byte-level vocabulary, the first four as in RoBERTa's; its <mask> is the last entry."""
+_CONTINUES = "##"
+_STARTS = ("\u0120", "\u2581")
+"""What stands for the space before a word in byte-level pieces, and in those of SentencePiece."""
 
 
 def train_wordpiece(
@@ -46,7 +62,9 @@ def train_wordpiece(
     trained.train_from_iterator(normal, trainer)
     vocabulary = trained.get_vocab()
     if not letters:
-        raise _no_words()
+        raise ModelError(
+            "the texts hold no words to train a tokenizer on", hint="look at the text column or the corpus"
+        )
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -61,32 +79,63 @@ def train_wordpiece(
     )
 
 
-def train_unigram(
-    texts: Iterable[str], *, vocab_size: int, sentinels: int = 100, max_length: int = 512
+def train_byte_bpe(
+    texts: Iterable[str], *, vocab_size: int, max_length: int = 512
 ) -> PreTrainedTokenizerBase:
-    """T5's tokenizer (Raffel et al. 2020, section 2.2): a unigram vocabulary of pieces that keep case (Kudo
-    2018), <pad>, </s> and <unk> before them, and sentinels after them, <extra_id_0> the last.
+    """A byte-level BPE vocabulary (Radford et al. 2019, section 2.2; GPT-2's splitting into words) in
+    RoBERTa's layout, the same for the same texts.
 
-    A departure: characters stay as they are (SentencePiece puts them into a normal form), because
-    `transformers`' T5 tokenizer opens without a normal form. vocab_size: entries without the sentinels.
-    Raises ModelError where the texts hold no words.
+    Every byte is an entry, so that nothing is unknown and any text comes back letter by letter, but for the
+    names of the special tokens, which stand for these. A space belongs to the word that follows. Raises
+    ModelError for a vocabulary without room for all bytes, and where the texts hold nothing to merge.
     """
-    words = word_counts(texts)
-    if not words:
-        raise _no_words()
-    marked = {f"\u2581{word}": count for word, count in words.items()}
-    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    pieces = unigram_pieces(marked, max(1, vocab_size - len(special)))
-    last = [(f"<extra_id_{number}>", 0.0) for number in reversed(range(sentinels))]
-    return T5Tokenizer(
-        vocab=[*special, *pieces, *last], extra_ids=sentinels, model_max_length=max_length
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    least = len(BYTE_SPECIAL) + len(alphabet)
+    if vocab_size < least:
+        raise ModelError(
+            f"{vocab_size} entries: {len(alphabet)} bytes and {len(BYTE_SPECIAL)} special tokens need more",
+            where="teacher.vocab_size",
+            hint=f"at least {least}",
+        )
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=list(BYTE_SPECIAL),
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    trained.train_from_iterator(texts, trainer)
+    model = json.loads(trained.to_str())["model"]
+    if not model["merges"]:
+        raise ModelError(
+            "the texts hold no words to train a tokenizer on", hint="look at the text column or the corpus"
+        )
+    return RobertaTokenizer(
+        vocab=model["vocab"],
+        merges=[tuple(merge) for merge in model["merges"]],
+        mask_token=AddedToken("<mask>", lstrip=True, special=True),
+        model_max_length=max_length,
     )
 
 
-def _no_words() -> ModelError:
-    return ModelError(
-        "the texts hold no words to train a tokenizer on", hint="look at the text column or the corpus"
-    )
+def continuing(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.bool_]:
+    """`[V]`, True at entries that go on a word: `##` of WordPiece; where the space before a word is marked,
+    all that have no mark but the special tokens.
+    """
+    pieces: list[str] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    if isinstance(tokenizer.backend_tokenizer.model, models.WordPiece):
+        return np.asarray([piece.startswith(_CONTINUES) for piece in pieces])
+    special = set(tokenizer.all_special_tokens)
+    return np.asarray([not piece.startswith(_STARTS) and piece not in special for piece in pieces])
+
+
+def in_text(sentences: Sequence[str]) -> list[str]:
+    """Consecutive sentences or words as they stand in a text: with a space before all but the first, which
+    is a part of the word to byte-level vocabularies and nothing to others.
+    """
+    return [f" {sentence}" if number else sentence for number, sentence in enumerate(sentences)]
 
 
 def _letters(texts: Iterable[str]) -> list[str]:

@@ -16,10 +16,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import digamma
+from transformers import PreTrainedTokenizerBase, T5Tokenizer
+
+from distillkit.errors import ModelError
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+WORD = "\u2581"
+"""Stands before each word, where a space does in the text."""
 LONGEST_PIECE, LONGEST_WORD = 16, 48
 """Characters; longer words are left out."""
 MOST_WORDS = 100_000
@@ -52,7 +57,9 @@ class Lattice:
         before[:, 0] = after[:, length] = 0.0
         for place in range(1, length + 1):
             sizes = np.arange(1, min(most, place) + 1)
-            before[:, place] = join(before[:, place - sizes] + scores_NLM[:, place - sizes, sizes - 1], axis=1)
+            before[:, place] = join(
+                before[:, place - sizes] + scores_NLM[:, place - sizes, sizes - 1], axis=1
+            )
             start, sizes = length - place, np.arange(1, min(most, place) + 1)
             after[:, start] = join(after[:, start + sizes] + scores_NLM[:, start, sizes - 1], axis=1)
         return before, after
@@ -67,6 +74,29 @@ class Lattice:
         chances = np.exp(before[:, :-1, None] + scores_NLM + after[:, ends] - whole)
         weights = chances * self.counts[:, None, None]
         return np.bincount(self.pieces.ravel(), weights.ravel(), minlength=len(scores_P) + 1)[:-1]
+
+
+def train_unigram(
+    texts: Iterable[str], *, vocab_size: int, sentinels: int = 100, max_length: int = 512
+) -> PreTrainedTokenizerBase:
+    """T5's tokenizer (Raffel et al. 2020, section 2.2), the same for the same texts: pieces that keep case,
+    <pad>, </s> and <unk> before them, and sentinels after them, <extra_id_0> the last.
+
+    A departure: characters stay as they are (SentencePiece puts them into a normal form), because
+    `transformers`' T5 tokenizer opens without a normal form. vocab_size: entries without the sentinels.
+    Raises ModelError where the texts hold no words.
+    """
+    words: Counter[str] = Counter()
+    for text in texts:
+        words.update(f"{WORD}{word}" for word in text.split())
+    if not words:
+        raise ModelError(
+            "the texts hold no words to train a tokenizer on", hint="look at the text column or the corpus"
+        )
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces = unigram_pieces(words, max(1, vocab_size - len(special)))
+    last = [(f"<extra_id_{number}>", 0.0) for number in reversed(range(sentinels))]
+    return T5Tokenizer(vocab=[*special, *pieces, *last], extra_ids=sentinels, model_max_length=max_length)
 
 
 def unigram_pieces(words: Mapping[str, int], size: int) -> list[tuple[str, float]]:
@@ -109,9 +139,7 @@ def _seeds(counts: Mapping[str, int], size: int) -> tuple[list[str], Floats]:
     return pieces, np.asarray([found[piece] for piece in pieces], dtype=np.float64)
 
 
-def _lattices(
-    counts: Mapping[str, int], number: Mapping[str, int], *, within: bool = False
-) -> list[Lattice]:
+def _lattices(counts: Mapping[str, int], number: Mapping[str, int], *, within: bool = False) -> list[Lattice]:
     """Words by their length, shortest first; within: no word is a piece of its own, but for characters."""
     by_length: dict[int, list[str]] = {}
     for word in counts:
@@ -148,11 +176,3 @@ def _pruned(
     pruned = np.full(len(scores_P), -np.inf)
     pruned[kept] = scores_P[kept]
     return pruned
-
-
-def word_counts(texts: Iterable[str]) -> Counter[str]:
-    """How often each word occurs, between white space."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(text.split())
-    return counts

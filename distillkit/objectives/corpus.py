@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distillkit import files
 from distillkit.data.masking import Bool, Ints
+from distillkit.data.tokenizers import continuing, in_text
 from distillkit.errors import DataError
 from distillkit.objectives.base import Objective
 from distillkit.types import IGNORED, Batch
@@ -146,6 +147,7 @@ def _write_corpus(
         "cls": tokenizer.cls_token_id,
         "sep": tokenizer.sep_token_id,
         "mask": tokenizer.mask_token_id,
+        "unknown": tokenizer.unk_token_id,
         "vocabulary": len(tokenizer),
         "max_length": max_length,
     }
@@ -163,7 +165,7 @@ def _write_corpus(
         arrays: dict[str, NDArray[Any]] = {
             "sentences": np.asarray(sentence_ends, dtype=np.int64),
             "documents": np.asarray(document_ends, dtype=np.int64),
-            "continues": np.asarray([piece.startswith("##") for piece in _pieces(tokenizer)]),
+            "continues": continuing(tokenizer),
         }
         for name, values in arrays.items():
             np.save(work / f"{name}.npy", values, allow_pickle=False)
@@ -176,7 +178,7 @@ def _tokenised(
     """The tokens of each sentence, document by document, where there are any; by all cores."""
     for chunk in _chunks(documents):
         encodings = tokenizer.backend_tokenizer.encode_batch(
-            [sentence for document in chunk for sentence in document], add_special_tokens=False
+            [sentence for document in chunk for sentence in in_text(document)], add_special_tokens=False
         )
         arrays = iter([np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings])
         for document in chunk:
@@ -212,8 +214,3 @@ def _chunks(documents: Iterable[list[str]]) -> Iterator[list[list[str]]]:
             chunk = []
     if chunk:
         yield chunk
-
-
-def _pieces(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    pieces: list[str] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    return pieces

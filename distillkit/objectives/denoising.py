@@ -8,7 +8,7 @@ Shapes: B texts, L tokens of the inputs, T of the targets, V vocabulary entries.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from distillkit.data.masking import Bool, Ints
 from distillkit.data.spans import Row
@@ -27,7 +27,7 @@ from distillkit.objectives.corpus import Corpus, CorpusObjective, read_corpus
 from distillkit.objectives.corrupted import share
 from distillkit.objectives.noise import Keys, Vocabulary
 from distillkit.objectives.pairs import Pairing
-from distillkit.objectives.passages import Blocks, Passages, Stream
+from distillkit.objectives.passages import WholeSentences, Passages, JoinedDocuments
 from distillkit.types import IGNORED, Batch
 
 
@@ -159,8 +159,8 @@ class Denoising(CorpusObjective):
         return row[0], np.arange(row[0].shape[1]) < row[1][:, None]
 
     def _told(self, batch: Batch) -> dict[str, Tensor]:
-        """Figures of what was read and asked, as tallies of two numbers, part and whole. removed: share of the
-        text's tokens that the encoder does not see; marks: sentinels or masks of a text."""
+        """Tallies of two numbers, part and whole. removed: the share of the text's tokens that the encoder
+        does not see; marks: sentinels or masks of a text."""
         assert batch.labels is not None
         read, said = batch.inputs["input_ids"], batch.labels
         marks, text_read = self._kinds(read)
@@ -191,34 +191,19 @@ class T5Objective(Denoising):
     def passages(self, corpus: Corpus, raw: int, *, epoch: int, seed: int) -> Passages:
         generator = np.random.default_rng([seed, epoch, 0x7374726D])
         closing = (self.vocabulary.eos,) if self.pairing.closed else ()
-        return Stream.drawn(corpus, raw, generator, closing)
+        return JoinedDocuments.drawn(corpus, raw, generator, closing)
 
 
 class BartObjective(Denoising):
-    """Whole sentences of one document (Lewis et al. 2020, section 2); without dropout in the last `calm` share
-    of the steps (section 5.1: a tenth)."""
+    """Whole sentences of one document (Lewis et al. 2020, section 2); no dropout in the last `calm` share of
+    the steps (section 5.1: a tenth)."""
 
     def __init__(self, pairing: Pairing, vocabulary: Vocabulary, *, calm: float = 0.1) -> None:
         super().__init__(pairing, vocabulary)
         self.calm = calm
 
-    def prepare(
-        self,
-        documents: Iterator[list[str]],
-        tokenizer: PreTrainedTokenizerBase,
-        folder: Path,
-        *,
-        max_length: int,
-    ) -> None:
-        """A space stands between sentences: byte-level pieces hold the one before their word."""
-        spaced = (
-            [f" {sentence}" if number else sentence for number, sentence in enumerate(document)]
-            for document in documents
-        )
-        super().prepare(spaced, tokenizer, folder, max_length=max_length)
-
     def passages(self, corpus: Corpus, raw: int, *, epoch: int, seed: int) -> Passages:
-        return Blocks.packed(corpus, raw)
+        return WholeSentences.packed(corpus, raw)
 
     def go_to(self, model: nn.Module, step: int, total: int) -> None:
         model.train(step < (1 - self.calm) * total)

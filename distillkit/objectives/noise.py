@@ -36,11 +36,10 @@ from distillkit.data.noising import (
     without_spans,
 )
 from distillkit.data.spans import Floats
+from distillkit.data.tokenizers import continuing
 from distillkit.errors import ModelError
 
 SENTINEL = "<extra_id_{}>"
-_WORD = ("\u2581", "\u0120")
-"""How a piece begins that begins a word: of SentencePiece, and of byte-level vocabularies."""
 _DRAWS = 16
 """Draws that one noise of a stack may use."""
 
@@ -73,7 +72,7 @@ class Vocabulary:
         if not sentinels or pieces[first + 1 - sentinels : first + 1][::-1] != wanted:
             raise ModelError(
                 "the tokenizer has no sentinels that stand one below the other from <extra_id_0> down",
-                hint="train one with distillkit.data.tokenizers.train_unigram",
+                hint="train one with distillkit.data.unigram.train_unigram",
             )
         eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
         return cls(pad, (), eos, pad, first, first, sentinels, *_entries(tokenizer, pieces))
@@ -307,5 +306,4 @@ def _pieces(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def _entries(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[str]) -> tuple[Ints, Ints, Bool]:
     """(entries that stand for no text, entries that do, which entries begin a word)."""
     special = np.asarray(sorted(tokenizer.all_special_ids), dtype=np.int64)
-    begins = np.asarray([piece.startswith(_WORD) for piece in pieces])
-    return special, np.setdiff1d(np.arange(len(pieces)), special), begins
+    return special, np.setdiff1d(np.arange(len(pieces)), special), ~continuing(tokenizer)

@@ -1,8 +1,9 @@
 """What an encoder reads of a text and what a decoder is to say of it, one object each.
 
-T5's objective and those it was compared with: Raffel et al. 2020, sections 3.1.4 and 3.3. Departures: where tokens are masked one by one, a noise run that begins a text has its sentinel in the targets
-too (in the released code the sentinels of inputs and targets are then off by one); texts of the prefix
-language model are cut from joined documents as all others are.
+T5's objective and those it was compared with: Raffel et al. 2020, sections 3.1.4 and 3.3. Departures: where
+tokens are masked one by one, a noise run that begins a text has its sentinel in the targets too (in the
+released code the sentinels of inputs and targets are then off by one); texts of the prefix language model are
+cut from joined documents as all others are.
 
 Shapes: B texts, L tokens.
 """

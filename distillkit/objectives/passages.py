@@ -35,7 +35,7 @@ class Passages(ABC):
 
 
 @dataclass(frozen=True)
-class Stream(Passages):
+class JoinedDocuments(Passages):
     """All documents one after the other, cut into texts of `raw` tokens wherever that is: T5's packing.
 
     The released code joins 128 documents without a separator, each cut at 65,536 tokens; here all are joined
@@ -55,7 +55,7 @@ class Stream(Passages):
     @classmethod
     def drawn(
         cls, corpus: Corpus, raw: int, generator: np.random.Generator, closing: tuple[int, ...] = ()
-    ) -> Stream:
+    ) -> JoinedDocuments:
         """In a random order, from a random place."""
         order = generator.permutation(len(corpus.documents) - 1)
         edges = corpus.sentences[corpus.documents]
@@ -83,7 +83,7 @@ class Stream(Passages):
 
 
 @dataclass(frozen=True)
-class Blocks(Passages):
+class WholeSentences(Passages):
     """Whole sentences of one document, as many as fit: BART's packing (fairseq's complete_doc).
 
     A sentence that does not fit by itself is cut. start, end `[n]`: ranges of the corpus's tokens.
@@ -94,9 +94,9 @@ class Blocks(Passages):
     end: Ints
 
     @classmethod
-    def packed(cls, corpus: Corpus, room: int) -> Blocks:
+    def packed(cls, corpus: Corpus, room: int) -> WholeSentences:
         """The same in every epoch."""
-        start, end = np.asarray(list(_blocks(corpus, room)), dtype=np.int64).T
+        start, end = np.asarray(list(_ranges(corpus, room)), dtype=np.int64).T
         return cls(corpus, start, end)
 
     @property
@@ -111,7 +111,7 @@ class Blocks(Passages):
         return Text(ids, lengths_B, _ends(self.corpus, tokens))
 
 
-def _blocks(corpus: Corpus, room: int) -> Iterator[tuple[int, int]]:
+def _ranges(corpus: Corpus, room: int) -> Iterator[tuple[int, int]]:
     edges = corpus.sentences.tolist()
     for first, stop in pairwise(corpus.documents.tolist()):
         while first < stop:
