@@ -1,8 +1,9 @@
-"""A unigram language model of word pieces (Kudo 2018; SentencePiece), trained the same way for the same words.
+"""A unigram language model of word pieces, trained the same way for the same words.
 
-The trainer of the `tokenizers` package orders pieces, and adds up probabilities, as its hash tables and threads
-have it, so that two runs give two vocabularies. Departures from SentencePiece: pieces lie within words; what
-losing a piece would cost is weighed by its expected count, not by the count in the best segmentations.
+Kudo 2018, and SentencePiece. The trainer of the `tokenizers` package orders pieces, and adds up
+probabilities, as its hash tables and threads have it, so that two runs give two vocabularies. Departures from
+SentencePiece: pieces lie within words; what losing a piece would cost is weighed by its expected count, not
+by its count in the best segmentations.
 
 Shapes: N words of one length, L characters, M characters of the longest piece, P pieces.
 """
@@ -48,8 +49,8 @@ class Lattice:
     counts: Floats
 
     def totals(self, scores_P: Floats, *, best: bool = False) -> tuple[Floats, Floats]:
-        """`[N, L + 1]` log probability of all that comes before each place, and of all that comes after it; of
-        the best ways alone where `best`."""
+        """`[N, L + 1]` log probability of all that comes before each place, and of all that comes after it;
+        best: of the best way alone."""
         join = np.maximum.reduce if best else np.logaddexp.reduce
         scores_NLM = np.append(scores_P, -np.inf)[self.pieces]
         words, length, most = scores_NLM.shape
@@ -73,7 +74,8 @@ class Lattice:
         whole = np.where(np.isfinite(before[:, -1]), before[:, -1], 0.0)[:, None, None]
         chances = np.exp(before[:, :-1, None] + scores_NLM + after[:, ends] - whole)
         weights = chances * self.counts[:, None, None]
-        return np.bincount(self.pieces.ravel(), weights.ravel(), minlength=len(scores_P) + 1)[:-1]
+        counts = np.bincount(self.pieces.ravel(), weights.ravel(), minlength=len(scores_P) + 1)
+        return counts[:-1].astype(np.float64)
 
 
 def train_unigram(
@@ -100,8 +102,8 @@ def train_unigram(
 
 
 def unigram_pieces(words: Mapping[str, int], size: int) -> list[tuple[str, float]]:
-    """At most `size` pieces and their log probabilities, the most probable first; every character of the words
-    is one. words: how often each occurs."""
+    """At most `size` pieces and their log probabilities, the most probable first; words: how often each
+    occurs. Every character of the words is a piece, even beyond `size`."""
     kept = sorted(words, key=lambda word: (-words[word], word))[:MOST_WORDS]
     counts = {word: words[word] for word in sorted(kept) if len(word) <= LONGEST_WORD}
     pieces, frequencies = _seeds(counts, size)

@@ -27,7 +27,7 @@ from distillkit.objectives.corpus import Corpus, CorpusObjective, read_corpus
 from distillkit.objectives.corrupted import share
 from distillkit.objectives.noise import Keys, Vocabulary
 from distillkit.objectives.pairs import Pairing
-from distillkit.objectives.passages import WholeSentences, Passages, JoinedDocuments
+from distillkit.objectives.passages import JoinedDocuments, Passages, WholeSentences
 from distillkit.types import IGNORED, Batch
 
 
