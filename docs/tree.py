@@ -14,7 +14,7 @@ OTHERS = {
     "distillkit/report/templates": "The page and the model card, as jinja templates",
     "benchmarks/results": "What the scripts above measured, with hardware, versions and seeds",
     "docs/architecture.md": "The words, the imports, one way through",
-    "docs/pretraining.md": "BERT and ELECTRA: settings, ablations, what is logged",
+    "docs/pretraining.md": "BERT and ELECTRA, T5 and BART: settings, ablations, what is logged",
     "docs/regimes.md": "Several teachers, chains, peers and black boxes",
     "docs/how-to-add-a-loss.md": "A loss in one file",
     "docs/how-to-add-a-student.md": "A student in one file",

@@ -13,9 +13,11 @@ from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGene
 
 from distillkit.data.spans import even_ends, released_ends
 from distillkit.data.unigram import train_unigram
+from distillkit.errors import ConfigError
 from distillkit.objectives.base import Objective
 from distillkit.objectives.denoising import T5Objective
 from distillkit.objectives.noise import RandomMasking, Shuffling, Vocabulary
+from distillkit.objectives.one_stack import OneStack, OneStackObjective, Pattern, causal, causal_with_prefix
 from distillkit.objectives.pairs import (
     DroppedTokens,
     Pairing,
@@ -78,6 +80,10 @@ OBJECTIVES: Mapping[str, Callable[[SpanCorruption], Pairing]] = {
 }
 
 
+ONE_STACK: Mapping[str, Pattern] = {"causal_lm": causal, "prefix_lm": causal_with_prefix}
+"""Architectures of one stack, by what a token sees."""
+
+
 class T5(DenoiserHere):
     """T5 with a unigram vocabulary of its own: an encoder reads a corrupted text, a decoder says what is
     missing; pretrained where `pretrain` is set.
@@ -100,6 +106,9 @@ class T5(DenoiserHere):
         objective: What the decoder says; spans the missing spans behind their sentinels, tokens the same with
             each token missing or not by itself, drop the missing tokens, prefix_lm how the text goes on, lm
             the whole text from nothing; the whole text after masking (bert, mass) or shuffling (deshuffle).
+        architecture: An encoder and a decoder, or, for comparisons, one stack as deep as the encoder that
+            reads inputs and targets one after the other, and sees what is before (causal_lm) or also all of
+            the inputs (prefix_lm); its folder opens with T5EncoderModel.
         density: Share of the tokens that are corrupted.
         mean_span: Mean length of a span.
         ends: How often a text begins or ends with noise; even is as often as anywhere, released (as the
@@ -126,6 +135,7 @@ class T5(DenoiserHere):
         objective: Literal[
             "spans", "tokens", "drop", "bert", "mass", "deshuffle", "prefix_lm", "lm"
         ] = "spans",
+        architecture: Literal["encoder_decoder", "causal_lm", "prefix_lm"] = "encoder_decoder",
         density: Share = 0.15,
         mean_span: Positive = 3.0,
         ends: Literal["even", "released"] = "even",
@@ -141,7 +151,13 @@ class T5(DenoiserHere):
         self.vocab_size, self.sentinels = vocab_size, sentinels
         self.dropout = self.version.dropout if dropout is None else dropout
         spans = SpanCorruption(density, mean_span, even_ends if ends == "even" else released_ends)
-        self.pairing = OBJECTIVES[objective](spans)
+        self.pairing, self.pattern = OBJECTIVES[objective](spans), ONE_STACK.get(architecture)
+        if self.pattern is not None and not self.version.tied:
+            raise ConfigError(
+                f"{architecture} answers by its token embeddings, {version} has an output layer of its own",
+                where="teacher.architecture",
+                hint="set teacher.version: v1.0",
+            )
 
     def tokenizer(self, corpus: Iterable[str]) -> PreTrainedTokenizerBase:
         return train_unigram(
@@ -150,9 +166,12 @@ class T5(DenoiserHere):
 
     def pretraining(self, tokenizer: PreTrainedTokenizerBase) -> tuple[nn.Module, Objective]:
         """Raises ConfigError where the longest sequences need more sentinels than there are."""
-        objective = T5Objective(self.pairing, Vocabulary.of_t5(tokenizer))
+        kind = T5Objective if self.pattern is None else OneStackObjective
+        objective = kind(self.pairing, Vocabulary.of_t5(tokenizer))
         if self.pretrain is not None:
             objective.raw_length(self.pretrain.max_length)
+        if self.pattern is not None:
+            return OneStack(self.config(len(tokenizer)), self.pattern), objective
         return self.model(len(tokenizer)), objective
 
     def model(self, entries: int) -> T5ForConditionalGeneration:

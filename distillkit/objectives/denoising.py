@@ -30,6 +30,9 @@ from distillkit.objectives.pairs import Pairing
 from distillkit.objectives.passages import JoinedDocuments, Passages, WholeSentences
 from distillkit.types import IGNORED, Batch
 
+TERM = "denoising"
+"""Name of the loss."""
+
 
 @dataclass(frozen=True)
 class Denoised:
@@ -99,18 +102,21 @@ class Denoising(CorpusObjective):
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
         assert batch.labels is not None
-        return {"denoising": int((batch.labels != IGNORED).sum())}
+        return {TERM: int((batch.labels != IGNORED).sum())}
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, LossTerm]:
         assert batch.labels is not None
         scores_NV = model(**inputs_of(batch), use_cache=False).logits.flatten(0, 1)
         labels_N = batch.labels.flatten()
-        count = self.counts(batch)["denoising"]
+        count = self.counts(batch)[TERM]
         summed = functional.cross_entropy(scores_NV.float(), labels_N, ignore_index=IGNORED, reduction="sum")
         said_N = labels_N != IGNORED
         right_N = (scores_NV.detach().argmax(-1) == labels_N)[said_N]
-        told = {"token_accuracy": share(right_N), **self._told(batch)}
-        return {"denoising": LossTerm(summed / max(1, count), count, tallies=told)}
+        told = {
+            "token_accuracy": share(right_N),
+            **self._told(batch.inputs["input_ids"], batch.mask, batch.labels),
+        }
+        return {TERM: LossTerm(summed / max(1, count), count, tallies=told)}
 
     def figures(self, tallies: Mapping[str, Tensor]) -> Mapping[str, float]:
         pairs = {name: sums.tolist() for name, sums in tallies.items()}
@@ -158,20 +164,19 @@ class Denoising(CorpusObjective):
             return self._framed(row, int(row[1].max()) + self.vocabulary.framing)
         return row[0], np.arange(row[0].shape[1]) < row[1][:, None]
 
-    def _told(self, batch: Batch) -> dict[str, Tensor]:
-        """Tallies of two numbers, part and whole. removed: the share of the text's tokens that the encoder
-        does not see; marks: sentinels or masks of a text."""
-        assert batch.labels is not None
-        read, said = batch.inputs["input_ids"], batch.labels
+    def _told(self, read: Tensor, real: Tensor, said: Tensor) -> dict[str, Tensor]:
+        """Tallies of two numbers, part and whole, of the inputs' ids and where they are real, and the labels.
+        removed: the share of the text's tokens that is not seen; marks: sentinels or masks of a text.
+        """
         marks, text_read = self._kinds(read)
         text_said = self._kinds(said)[1]
         hidden = text_said - text_read if self.pairing.rebuilds else text_said
         whole = text_said if self.pairing.rebuilds else text_said + text_read
-        texts = torch.tensor(float(batch.num_examples), device=read.device)
+        texts = torch.tensor(float(len(read)), device=read.device)
         return {
             "removed": torch.stack([hidden, whole]),
             "marks": torch.stack([marks, texts]),
-            "input_length": torch.stack([batch.mask.sum().float(), texts]),
+            "input_length": torch.stack([real.sum().float(), texts]),
             "target_length": torch.stack([(said != IGNORED).sum().float(), texts]),
         }
 
