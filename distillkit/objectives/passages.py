@@ -16,6 +16,7 @@ import numpy as np
 
 from distillkit.data.masking import Bool, Ints
 from distillkit.data.noising import Text
+from distillkit.errors import DataError
 from distillkit.objectives.corpus import Corpus
 
 
@@ -56,11 +57,14 @@ class JoinedDocuments(Passages):
     def drawn(
         cls, corpus: Corpus, raw: int, generator: np.random.Generator, closing: tuple[int, ...] = ()
     ) -> JoinedDocuments:
-        """In a random order, from a random place."""
+        """In a random order, from a random place. Raises DataError for a single token, of which nothing can
+        be missing."""
         order = generator.permutation(len(corpus.documents) - 1)
         edges = corpus.sentences[corpus.documents]
         size = np.diff(edges)[order]
         ends = np.cumsum(size + len(closing))
+        if ends[-1] < 2:
+            raise DataError("the corpus is a single token", hint="look at the corpus files")
         return cls(corpus, edges[order], size, ends, int(generator.integers(ends[-1])), raw, closing)
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from denoisers import LENGTH, model_of, objective_of, prepare, source, tokenizer_of
 
 from distillkit.data.noising import Text
-from distillkit.errors import ConfigError, ModelError
+from distillkit.errors import ConfigError, DataError, ModelError
 from distillkit.flops import counted
 from distillkit.objectives.corpus import read_corpus
 from distillkit.objectives.denoising import Denoising
@@ -277,6 +278,20 @@ def test_bart_rebuilds_the_untouched_text_between_its_marks(folders: dict[str, P
     assert (decoder[:, 0] == 2).all() and (decoder[:, 1] == 0).all()
 
 
+def test_whole_words_are_deleted_whole(folders: dict[str, Path]) -> None:
+    """A word begins at a piece with a space before it; the first of a text has none."""
+    objective = objective_of("bart", masking="deletion", share=0.4, permute=0.0, whole_word=True)
+    batch, text = batch_of(objective, folders["bart"], range(20))
+    decode, cut = tokenizer_of("bart").decode, 0
+    for original, inputs in zip(real(text), read(batch), strict=True):
+        before, after = decode(original).split(), decode(inputs[1:-1]).split()
+        assert len(after) == len(before) - math.ceil(0.4 * len(before))
+        left = iter(before)
+        assert all(word in left for word in after)
+        cut += len(original) > len(before)
+    assert cut > 10, "words of several pieces, or the test says nothing"
+
+
 @pytest.mark.parametrize("masking", ["infilling", "tokens", "deletion"])
 def test_without_noise_bart_reads_the_text(folders: dict[str, Path], masking: str) -> None:
     objective = objective_of("bart", masking=masking, share=0.0, permute=0.0)
@@ -361,6 +376,13 @@ def test_too_few_sentinels_are_refused_before_anything_is_made() -> None:
         made = source("t5", density=0.5, mean_span=2.0, sentinels=3, pretrain=pretrain)
         made.pretraining(made.tokenizer(["some words and more words"] * 3))
     assert caught.value.where == "teacher.sentinels"
+
+
+def test_a_corpus_of_one_token_is_refused(tmp_path: Path) -> None:
+    objective = objective_of("t5")
+    objective.prepare(iter([["\u2581"]]), tokenizer_of("t5"), tmp_path / "c", max_length=LENGTH)
+    with pytest.raises(DataError, match="a single token"):
+        objective.examples(tmp_path / "c", epoch=0, seed=0)
 
 
 def test_a_tokenizer_without_sentinels_is_refused() -> None:
