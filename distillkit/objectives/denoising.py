@@ -123,10 +123,9 @@ class Denoising(CorpusObjective):
         return {name: part / whole for name, (part, whole) in pairs.items() if whole}
 
     def flops(self, model: nn.Module, length: int) -> float:
-        """With targets as long as the text of such a sequence has them on average."""
+        """Of a text that fills a sequence of so many tokens, with inputs and targets of mean length."""
         assert isinstance(model, PreTrainedModel)
-        said = self.pairing.sizes(self.raw_length(length))[1] + self._closing
-        return HONEST.encoder_decoder(Stacks.of(model.config), length, round(said))
+        return HONEST.encoder_decoder(Stacks.of(model.config), *self._foreseen(length))
 
     def metrics(self, examples: Examples) -> Mapping[str, float]:
         assert isinstance(examples, Denoised)
@@ -140,6 +139,11 @@ class Denoising(CorpusObjective):
             "mean_input": float(examples.lengths.mean()),
             "mean_target": float(np.average(said, weights=counts)),
         }
+
+    def _foreseen(self, length: int) -> tuple[int, int]:
+        """Tokens of the inputs and of the targets of a text that fills a sequence, on average."""
+        read, said = self.pairing.sizes(self.raw_length(length))
+        return round(read) + self.vocabulary.framing, round(said) + self._closing
 
     @property
     def _closing(self) -> int:

@@ -95,8 +95,8 @@ class OneStackObjective(T5Objective):
     def flops(self, model: nn.Module, length: int) -> float:
         assert isinstance(model, OneStack)
         shape = Stacks.of(model.config).encoder
-        said = round(self.pairing.sizes(self.raw_length(length))[1] + self._closing)
-        return HONEST.encoder(shape, length + said - 1) + said * 2 * shape.width * shape.vocabulary
+        read, said = self._foreseen(length)
+        return HONEST.encoder(shape, read + said - 1) + said * 2 * shape.width * shape.vocabulary
 
 
 def joined(batch: Batch) -> Batch:
