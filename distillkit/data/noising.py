@@ -6,6 +6,7 @@ Shapes: B texts, L tokens, U units (tokens or words), S sentences, K uniform num
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,6 +114,13 @@ def number_of_lengths(budget: int, mean_span: float) -> int:
     return int(np.ceil((budget + 8 * budget**0.5 + 40) / mean_span))
 
 
+def poisson(uniform: Floats, mean: float) -> Ints:
+    """Numbers of a Poisson distribution, each by one uniform number."""
+    most = math.ceil(mean + 12 * mean**0.5 + 40)
+    drawn: Ints = np.searchsorted(stats.poisson.cdf(np.arange(most), mean), uniform)
+    return drawn
+
+
 def poisson_spans(
     units_B: Ints, share: float, mean_span: float, length_BK: Floats, start_BU: Floats
 ) -> Spans:
@@ -124,7 +132,7 @@ def poisson_spans(
     length and start are uniform numbers, K = `number_of_lengths` of the largest budget.
     """
     budget_B1 = share_of(units_B, share)[:, None]
-    drawn_BK = stats.poisson.ppf(length_BK, mean_span).astype(np.int64)
+    drawn_BK = poisson(length_BK, mean_span)
     before_BK = np.cumsum(drawn_BK, axis=1) - drawn_BK
     acting_BK = before_BK < budget_B1
     trimmed_BK = np.minimum(drawn_BK, budget_B1 - before_BK)
@@ -186,5 +194,7 @@ def _touched(spans: Spans, unit_BL: Ints) -> tuple[Bool, Bool]:
 
 def _ranks(keys_BK: Floats) -> Ints:
     """`[B, K]` the place of each key among those of its row."""
-    ranks: Ints = np.argsort(np.argsort(keys_BK, axis=1, kind="stable"), axis=1, kind="stable")
+    ranks = np.empty(keys_BK.shape, dtype=np.int64)
+    places = np.broadcast_to(np.arange(keys_BK.shape[1]), keys_BK.shape)
+    np.put_along_axis(ranks, np.argsort(keys_BK, axis=1, kind="stable"), places, axis=1)
     return ranks

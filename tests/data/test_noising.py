@@ -21,6 +21,7 @@ from distillkit.data.noising import (
     masked_tokens,
     number_of_lengths,
     permuted_sentences,
+    poisson,
     poisson_spans,
     rotated,
     shuffled,
@@ -203,6 +204,14 @@ def test_span_lengths_are_poisson_and_the_empty_ones_are_kept() -> None:
     assert empty == pytest.approx(stats.poisson.pmf(0, 3), abs=0.003)
     law = np.bincount(sizes, minlength=12)[1:12] / len(sizes)
     assert law == pytest.approx(stats.poisson.pmf(range(1, 12), 3) / (1 - stats.poisson.pmf(0, 3)), abs=0.008)
+
+
+@pytest.mark.parametrize("mean", [0.2, 3.0, 3.5, 40.0])
+def test_poisson_numbers_are_scipys(mean: float) -> None:
+    numbers = keyed_uniform(0, 0, np.arange(50), 40, draw=0)
+    assert (poisson(numbers, mean) == stats.poisson.ppf(numbers, mean)).all()
+    edges = poisson(np.asarray([0.0, 1 - 2.0**-53]), mean)
+    assert edges[0] == 0 and edges[1] > mean
 
 
 def test_whole_words_are_taken_out_whole() -> None:
