@@ -26,7 +26,7 @@ from distillkit.types import Batch, Outputs, Want
 class Shape:
     """Sizes of a transformer. inner: of the feed-forward part; embedding: of the token table, which a
     projection joins to another width; attended: of all heads' queries together; attentions: in a block, 2 in
-    a decoder that also attends to an encoder.
+    a decoder that also attends to an encoder; matrices: of the feed-forward part, 3 where one of them gates.
     """
 
     layers: int
@@ -37,6 +37,7 @@ class Shape:
     embedding: int
     attended: int
     attentions: int = 1
+    matrices: int = 2
 
     @classmethod
     def of(cls, config: Any) -> Shape:
@@ -56,6 +57,31 @@ class Shape:
     def bert(cls, layers: int, width: int, *, vocabulary: int = 30522, embedding: int | None = None) -> Shape:
         """In BERT's proportions: a head for each 64 of width, the inner part 4 times as wide."""
         return cls(layers, width, max(1, width // 64), 4 * width, vocabulary, embedding or width, width)
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """Sizes of an encoder and of the decoder that reads it."""
+
+    encoder: Shape
+    decoder: Shape
+
+    @classmethod
+    def of(cls, config: Any) -> Stacks:
+        """Of a config of `transformers`' T5 or BART."""
+        width, vocabulary = config.d_model, config.vocab_size
+        if config.model_type == "t5":
+            attended, matrices = config.num_heads * config.d_kv, 3 if config.is_gated_act else 2
+            inside = (width, config.num_heads, config.d_ff, vocabulary, width, attended, 1, matrices)
+            return cls(Shape(config.num_layers, *inside), Shape(config.num_decoder_layers, *inside))
+        sizes = (
+            (config.encoder_layers, config.encoder_attention_heads, config.encoder_ffn_dim),
+            (config.decoder_layers, config.decoder_attention_heads, config.decoder_ffn_dim),
+        )
+        made = (
+            Shape(layers, width, heads, inner, vocabulary, width, width) for layers, heads, inner in sizes
+        )
+        return cls(*made)
 
 
 class Convention(ABC):
@@ -93,8 +119,18 @@ class Honest(Convention):
     def encoder(self, shape: Shape, length: int) -> float:
         projections = 4 * 2 * shape.width * shape.attended
         attention = shape.attentions * (projections + 2 * 2 * shape.attended * length)
-        block = attention + 2 * 2 * shape.width * shape.inner
+        block = attention + shape.matrices * 2 * shape.width * shape.inner
         return length * (shape.layers * block + _joined(shape))
+
+    def encoder_decoder(self, stacks: Stacks, read: int, said: int) -> float:
+        """Both stacks and the scores of all entries of the vocabulary at each of the `said` tokens; the
+        decoder's blocks make keys and values of the `read` tokens of the encoder."""
+        decoder = stacks.decoder
+        projection = 2 * decoder.width * decoder.attended
+        attended = 2 * projection * (said + read) + 2 * 2 * decoder.attended * said * read
+        scores = said * 2 * decoder.width * decoder.vocabulary
+        own = self.encoder(decoder, said)
+        return self.encoder(stacks.encoder, read) + own + decoder.layers * attended + scores
 
     def vocabulary_head(self, shape: Shape, answers: float) -> float:
         return answers * 2 * shape.embedding * (shape.width + shape.vocabulary)

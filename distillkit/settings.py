@@ -86,9 +86,19 @@ class Component(Section):
 
 
 class OptimizerSettings(Section):
-    """AdamW with warm-up and linear decay; no decay on norms and biases."""
+    """The optimizer and its schedule; no weight decay on norms and biases."""
 
+    use: Literal["adamw", "adafactor", "scaled_adamw"] = Field(
+        default="adamw",
+        description="adafactor (T5) keeps row and column means of squared gradients only and has no use for "
+        "betas and eps; it and scaled_adamw scale each parameter's step by its own size",
+    )
     lr: Positive = Field(default=1e-4, description="peak learning rate")
+    schedule: Literal["linear", "cosine", "inverse_sqrt", "constant"] = Field(
+        default="linear",
+        description="how the rate falls after the warm-up, to 0 or by one over the root of the step; with "
+        "inverse_sqrt (T5) it is at its peak all through the warm-up",
+    )
     warmup: Fraction = Field(default=0.06, description="share of the steps over which the rate rises from 0")
     weight_decay: NonNegative = Field(default=0.01, description="decoupled decay, not on norms and biases")
     betas: Annotated[tuple[Momentum, Momentum], Field(strict=False)] = Field(

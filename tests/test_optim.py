@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 import torch
 from tiny import LABELS, encoder
 from transformers import ElectraConfig
+from transformers.optimization import Adafactor
 
 from distillkit.encoder import fresh
 from distillkit.optim import build_optimizer, clip_gradient, layer_factors, lr_at, set_lr
@@ -100,3 +103,86 @@ def test_the_pooler_of_a_bert_belongs_to_its_head() -> None:
     assert {name.split(".")[1] for name in last if name.startswith("bert")} == {"pooler"}
     for index, block in enumerate(blocks):
         assert block and all(f".layer.{index}." in name for name in block)
+
+
+Falling = Literal["linear", "cosine", "constant"]
+
+
+@pytest.mark.parametrize(("schedule", "middle"), [("linear", 0.5), ("cosine", 0.5), ("constant", 1.0)])
+def test_schedules_differ_in_how_they_fall(schedule: Falling, middle: float) -> None:
+    settings = OptimizerSettings(lr=2.0, warmup=0.2, schedule=schedule)
+    rates = [lr_at(step, 100, settings) for step in range(100)]
+    assert rates[:20] == [2.0 * (step + 1) / 21 for step in range(20)]
+    assert rates[20] == 2.0 and rates[60] == pytest.approx(2.0 * middle)
+    if schedule == "cosine":
+        assert rates[40] == pytest.approx(1 + math.cos(math.pi * 20 / 80))
+
+
+def test_the_inverse_square_root_is_t5s() -> None:
+    settings = OptimizerSettings(lr=0.01, warmup=0.1, schedule="inverse_sqrt")
+    for step in (0, 5_000, 9_999, 10_000, 40_000, 99_999):
+        assert lr_at(step, 100_000, settings) == pytest.approx(1 / max(step + 1, 10_000) ** 0.5)
+
+
+def steps_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer, count: int) -> torch.nn.Module:
+    """A few steps with gradients of very different sizes."""
+    generator = torch.Generator().manual_seed(1)
+    for number in range(count):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator) * 10.0 ** (number % 3 - 1)
+        before = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+        optimizer.step()
+        after = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    return model
+
+
+def two_models() -> list[torch.nn.Module]:
+    made = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        made.append(
+            torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.LayerNorm(5), torch.nn.Embedding(4, 3))
+        )
+    return made
+
+
+def test_adafactor_is_that_of_transformers() -> None:
+    ours, theirs = two_models()
+    made = build_optimizer(ours, OptimizerSettings(use="adafactor", lr=0.05, weight_decay=0.0))
+    fixed = {"scale_parameter": True, "relative_step": False, "warmup_init": False}
+    steps_of(ours, made, 7)
+    steps_of(theirs, Adafactor(theirs.parameters(), lr=0.05, **fixed), 7)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(mine, other, rtol=2e-5, atol=1e-7)
+
+
+def test_adafactor_keeps_rows_and_columns_of_a_matrix_only() -> None:
+    model = torch.nn.Linear(60, 50)
+    made = build_optimizer(model, OptimizerSettings(use="adafactor"))
+    steps_of(model, made, 1)
+    assert sum(slot.numel() for slots in made.state.values() for slot in slots.values()) == 60 + 50 + 50 + 2
+
+
+def test_scaled_adamw_is_adamw_with_a_rate_for_each_parameter() -> None:
+    """By the formula: lr * max(0.001, RMS) in the place of lr; a bias of zeros still moves."""
+    ours, theirs = two_models()
+    settings = OptimizerSettings(use="scaled_adamw", lr=0.02, weight_decay=0.1)
+    made = build_optimizer(ours, settings)
+    for model in (ours, theirs):
+        torch.nn.init.zeros_(model[0].bias)  # type: ignore[index]
+    for number in range(1, 6):
+        steps_of(ours, made, 1)
+        generator = torch.Generator().manual_seed(1)
+        for parameter in theirs.parameters():
+            gradient = torch.randn(parameter.shape, generator=generator) * 0.1
+            rate = 0.02 * max(1e-3, float(parameter.detach().square().mean().sqrt()))
+            mean, square = gradient * (1 - 0.9**number), gradient**2 * (1 - 0.999**number)
+            step = (mean / (1 - 0.9**number)) / ((square / (1 - 0.999**number)).sqrt() + settings.eps)
+            decay = 0.1 if parameter.ndim == 2 else 0.0
+            with torch.no_grad():
+                parameter.copy_(parameter * (1 - rate * decay) - rate * step)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(mine, other, rtol=1e-4, atol=1e-7)
+    assert bool(ours[0].bias.any())  # type: ignore[index, operator, union-attr]
+    assert {group["lr"] for group in made.param_groups} == {0.02}

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distillkit import files
 from distillkit.data.layouts import Segments
+from distillkit.data.mixing import mixing_rates
 from distillkit.data.scoring import (
     MEASURED_EPOCH,
     LabelledTokens,
@@ -290,8 +291,8 @@ def drawn_rows(tasks: TaskOfRows, *, seed: int, epoch: int) -> NDArray[np.int64]
     comes twice more often than any other of its task.
     """
     sizes = np.bincount(tasks.task, minlength=len(tasks.classes))
-    wanted = np.where(sizes > 0, sizes.astype(np.float64) ** tasks.exponent, 0.0)
-    ends = np.round(np.cumsum(wanted) / wanted.sum() * sizes.sum()).astype(np.int64)
+    rates = mixing_rates(sizes, exponent=tasks.exponent)
+    ends = np.round(np.cumsum(rates) * sizes.sum()).astype(np.int64)
     parts = [np.zeros(0, dtype=np.int64)]
     for task, count in enumerate(np.diff(ends, prepend=0).tolist()):
         rows = np.flatnonzero(tasks.task == task)

@@ -1,0 +1,150 @@
+"""T5 and BART as teachers: published sizes, folders that `transformers` opens, what is refused, a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from denoisers import SHAPE, model_of, source, tokenizer_of
+from tiny import LABELS
+from tinyrun import CONFIG, write_config, write_data
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BartForConditionalGeneration,
+    PreTrainedModel,
+)
+
+from distillkit import pipeline
+from distillkit.errors import ConfigError, ModelError
+from distillkit.objectives.noise import Vocabulary
+from distillkit.settings import PretrainSettings
+from distillkit.teachers.bart import Bart
+from distillkit.teachers.t5 import T5
+
+
+def parameters(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("size", "version", "published"),
+    [
+        ("small", "v1.0", 60_506_624),
+        ("base", "v1.0", 222_903_552),
+        ("small", "v1.1", 76_961_152),
+        ("base", "v1.1", 247_577_856),
+    ],
+)
+def test_t5s_sizes_have_the_published_numbers_of_parameters(size: Any, version: Any, published: int) -> None:
+    """32,000 entries and 100 sentinels, in 32,128 rows."""
+    with torch.device("meta"):
+        assert parameters(T5(size=size, version=version).model(32_100)) == published
+
+
+@pytest.mark.parametrize(("size", "published"), [("base", 139_420_416), ("large", 406_291_456)])
+def test_barts_sizes_have_the_published_numbers_of_parameters(size: Any, published: int) -> None:
+    known = Vocabulary.of_bart(tokenizer_of("bart"))
+    with torch.device("meta"):
+        assert parameters(BartForConditionalGeneration(Bart(size=size).config(50_265, known))) == published
+
+
+@pytest.mark.parametrize("size", ["tiny", "mini"])
+def test_the_smaller_sizes_have_the_blocks_of_the_smaller_berts(size: Any) -> None:
+    from distillkit.teachers.bert import SIZES
+
+    layers, width, heads = SIZES[size]
+    for version in ("v1.0", "v1.1"):
+        made = T5(size=size, version=version).config(1000)  # type: ignore[arg-type]
+        assert (made.num_layers, made.num_decoder_layers, made.d_model, made.num_heads) == (
+            layers,
+            layers,
+            width,
+            heads,
+        )
+        assert made.d_kv == 64 and made.vocab_size == 1024
+    assert Bart(size=size).shape == (layers, width, heads)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("t5", {}), ("t5", {"version": "v1.1", "decoder_layers": 1}), ("bart", {})]
+)
+def test_a_saved_folder_opens_in_transformers_and_answers_the_same(
+    tmp_path: Path, name: str, settings: dict[str, Any]
+) -> None:
+    model = model_of(name, **settings)
+    assert isinstance(model, PreTrainedModel)
+    model.save_pretrained(tmp_path)
+    tokenizer_of(name).save_pretrained(tmp_path)
+    opened = AutoModelForSeq2SeqLM.from_pretrained(str(tmp_path), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(str(tmp_path), local_files_only=True)
+    assert type(opened) is type(model) and len(tokenizer) == len(tokenizer_of(name))
+    ids = tokenizer("ba de fi go ku", return_tensors="pt").input_ids
+    ours, theirs = (one.eval()(input_ids=ids, decoder_input_ids=ids).logits for one in (model, opened))
+    assert torch.equal(ours, theirs)
+    untied = settings.get("version") == "v1.1"
+    assert (opened.get_output_embeddings().weight is opened.get_input_embeddings().weight) != untied
+    if untied:
+        shared = opened.get_input_embeddings().weight
+        assert opened.encoder.embed_tokens.weight is shared and opened.decoder.embed_tokens.weight is shared
+    start = {"t5": 0, "bart": 2}[name]
+    assert opened.config.decoder_start_token_id == start
+    written = opened.generate(ids, max_new_tokens=3, do_sample=False)
+    assert written[0, 0] == start
+
+
+def test_version_1_1_gates_and_does_not_scale_its_output() -> None:
+    plain, gated = T5(**SHAPE).config(100), T5(version="v1.1", **SHAPE).config(100)
+    assert (plain.is_gated_act, plain.dense_act_fn, plain.scale_decoder_outputs) == (False, "relu", True)
+    assert (gated.is_gated_act, gated.dense_act_fn, gated.scale_decoder_outputs) == (True, "gelu_new", False)
+    assert T5(size="small", version="v1.1").config(100).dropout_rate == 0.0
+    model = T5(layers=1, width=256, heads=4, version="v1.1").model(2000)
+    assert float(model.lm_head.weight.detach().std()) == pytest.approx(256**-0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_a_task_is_refused_in_words(tmp_path: Path, name: str) -> None:
+    made = source(name)
+    for ask in (
+        lambda: made.classifier(tokenizer_of(name), LABELS, 32, tmp_path),
+        lambda: made.load(tmp_path),
+    ):
+        with pytest.raises(ModelError, match="does not answer tasks") as caught:
+            ask()
+        assert "distillkit pretrain" in caught.value.hint
+    assert made.masked_model(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_sequences_longer_than_the_positions_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="64 is more than the 40 positions"):
+        source(name, pretrain=PretrainSettings(corpus="c", max_length=64))
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("t5", {"vocab_size": 120, "sentinels": 10, "pretrain": {"optimizer": {"use": "adafactor"}}}),
+        ("bart", {"vocab_size": 320, "rotate": 0.2, "pretrain": {}}),
+    ],
+)
+def test_a_run_ends_in_a_folder_that_writes_text(tmp_path: Path, name: str, more: dict[str, Any]) -> None:
+    write_data(tmp_path)
+    pretrain = {**CONFIG["teacher"]["pretrain"], **more["pretrain"]}
+    shape = {"layers": 1, "width": 16, "heads": 2, "positions": 32}
+    teacher = {"use": name, **shape, **more, "pretrain": pretrain}
+    config = write_config(tmp_path, teacher=teacher, output=str(tmp_path / "runs"))
+    run = pipeline.run(config, until="pretrain", progress="quiet")
+    folder = run.path / "pretrain"
+    model = AutoModelForSeq2SeqLM.from_pretrained(str(folder), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    hole = {"t5": "<extra_id_0>", "bart": "<mask>"}[name]
+    written = model.generate(**tokenizer(f"Ba de {hole} go.", return_tensors="pt"), max_new_tokens=5)
+    assert isinstance(tokenizer.decode(written[0]), str)
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    (last,) = [row for row in rows if row["step"] == 4]
+    assert set(last["figures"]) == {"token_accuracy", "removed", "marks", "input_length", "target_length"}
+    assert last["flops"] > 0
