@@ -336,7 +336,7 @@ class TagJudge(SumJudge):
 
 
 class PieceJudge(SumJudge):
-    """The entry of the vocabulary that stood at each masked place."""
+    """The entry of the vocabulary that stood at each masked place, or that comes next in a target."""
 
     def metrics(self, labels: Labels) -> tuple[str, ...]:
         return ("accuracy", "cross_entropy", "perplexity")
@@ -391,6 +391,7 @@ JUDGES: Mapping[str, Judge] = {
     "regression": ValueJudge(),
     "token_classification": TagJudge(),
     "mlm": PieceJudge(),
+    "text_to_text": PieceJudge(),
 }
 
 

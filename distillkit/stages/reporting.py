@@ -126,8 +126,8 @@ def _links(job: Job) -> Iterator[Link]:
 
 
 def _named(job: Job, width: int) -> Labels:
-    """The task's labels by name: those of a masked language model are the tokenizer's entries."""
-    if job.task.labels.kind != "mlm":
+    """The task's labels by name: those of a model that answers with tokens are the tokenizer's entries."""
+    if job.task.labels.num_labels:
         return job.task.labels
     entries = job.tokenizer.convert_ids_to_tokens(list(range(len(job.tokenizer))))
     unused = [f"unused entry {index}" for index in range(len(entries), width)]
