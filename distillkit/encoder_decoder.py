@@ -221,7 +221,12 @@ class EncoderDecoder(Student, Writer):
         self.model: Any = model
         self.family = family_of(model.config)
         self.spec = spec_of(model.config)
-        self.start_id = start_of(model.config)
+        self.start_id, self.end_id = start_of(model.config), end_of(model.config)
+        self.model.generation_config = GenerationConfig(
+            decoder_start_token_id=self.start_id,
+            eos_token_id=self.end_id,
+            pad_token_id=model.config.pad_token_id,
+        )
         self.encoder_blocks, self.decoder_blocks = self.family.stacks(model)
 
     @property
@@ -270,13 +275,14 @@ class EncoderDecoder(Student, Writer):
         config = self.model.config
         settings = GenerationConfig(
             max_new_tokens=how.max_length,
+            min_new_tokens=how.min_length or None,
             num_beams=how.beams,
             length_penalty=how.length_penalty,
             early_stopping=False,
             do_sample=False,
             use_cache=True,
             decoder_start_token_id=self.start_id,
-            eos_token_id=config.eos_token_id,
+            eos_token_id=self.end_id,
             pad_token_id=config.pad_token_id,
         )
         with torch.inference_mode():
@@ -285,7 +291,7 @@ class EncoderDecoder(Student, Writer):
                 attention_mask=batch.inputs["attention_mask"],
                 generation_config=settings,
             )
-        return [until_end(row, config.eos_token_id) for row in written[:, 1:].tolist()]
+        return [until_end(row, self.end_id) for row in written[:, 1:].tolist()]
 
     def exportable(self) -> nn.Module:
         """Raises NotImplementedError: it is two graphs (`distillkit.export.writing`)."""
@@ -355,6 +361,17 @@ def start_of(config: PretrainedConfig) -> int:
             hint="set decoder_start_token_id in config.json (T5: the padding token, BART: the end token)",
         )
     return int(found)
+
+
+def end_of(config: PretrainedConfig) -> int:
+    """The token that ends a text. Raises ModelError where there is not one."""
+    if not isinstance(config.eos_token_id, int):
+        raise ModelError(
+            f"its config names {config.eos_token_id!r} as the end of a text, not one token",
+            where="model",
+            hint="set eos_token_id in config.json",
+        )
+    return config.eos_token_id
 
 
 def shifted(target_BT: Tensor, start_id: int) -> Tensor:

@@ -280,6 +280,7 @@ class GenerationSettings(Section):
     length_penalty: Annotated[float, Field(allow_inf_nan=False)] = Field(
         default=1.0, description="power of the length by which the score of a beam is divided"
     )
+    min_length: Index = Field(default=0, description="fewest tokens that are written")
     max_length: Count | None = Field(
         default=None, description="most tokens that are written; default: max_target"
     )
@@ -599,6 +600,9 @@ class BenchSettings(Section):
     batch: Annotated[list[Count], Field(min_length=1)] = Field(default=[1, 8, 32], description="batch sizes")
     length: Annotated[list[Annotated[int, Field(ge=3)]], Field(min_length=1)] = Field(
         default=[16, 64, 128], description="tokens per example"
+    )
+    new_tokens: Count = Field(
+        default=32, description="tokens that a timed text has, whatever its end; text_to_text only"
     )
     backends: Annotated[list[Literal["pytorch", "onnxruntime"]], Field(min_length=1)] = Field(
         default=["pytorch", "onnxruntime"], description="runtimes to measure teacher and student in"
