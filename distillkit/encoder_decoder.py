@@ -270,13 +270,14 @@ class EncoderDecoder(Student, Writer):
             decoder_hidden=tuple(decoder_states[index] for index in range(len(decoder_states))),
         )
 
-    def write(self, batch: Batch, how: GenerationSettings) -> list[list[int]]:
-        """Greedy or beam search of `transformers`; nothing of the folder's own generation settings is used."""
+    def beams(self, batch: Batch, how: GenerationSettings) -> list[list[list[int]]]:
+        """Greedy or beam search of `transformers`; no generation settings of the folder are used."""
         config = self.model.config
         settings = GenerationConfig(
             max_new_tokens=how.max_length,
             min_new_tokens=how.min_length or None,
             num_beams=how.beams,
+            num_return_sequences=how.beams,
             length_penalty=how.length_penalty,
             early_stopping=False,
             do_sample=False,
@@ -291,7 +292,8 @@ class EncoderDecoder(Student, Writer):
                 attention_mask=batch.inputs["attention_mask"],
                 generation_config=settings,
             )
-        return [until_end(row, self.end_id) for row in written[:, 1:].tolist()]
+        texts = [until_end(row, self.end_id) for row in written[:, 1:].tolist()]
+        return [texts[start : start + how.beams] for start in range(0, len(texts), how.beams)]
 
     def exportable(self) -> nn.Module:
         """Raises NotImplementedError: it is two graphs (`distillkit.export.writing`)."""

@@ -43,10 +43,14 @@ class Writer(ABC):
     """A model that writes text, token by token."""
 
     @abstractmethod
-    def write(self, batch: Batch, how: GenerationSettings) -> list[list[int]]:
-        """The tokens of a text for each example, without an end token; nothing of the targets is looked at.
-        The model is in eval mode, `how` says how many tokens.
+    def beams(self, batch: Batch, how: GenerationSettings) -> list[list[list[int]]]:
+        """The finished texts of each example, the best first, as tokens without an end token; nothing of the
+        targets is looked at. The model is in eval mode, `how` says how many tokens at most.
         """
+
+    def write(self, batch: Batch, how: GenerationSettings) -> list[list[int]]:
+        """The best text of each example."""
+        return [texts[0] for texts in self.beams(batch, how)]
 
 
 class Teacher(ABC):

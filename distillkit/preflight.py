@@ -225,6 +225,10 @@ def _errors(prospect: Prospect) -> Iterator[DistillkitError]:
             where="student",
             hint="both answer with one score for each label, in the task's order",
         )
+    if prospect.teacher.writer is None and any(phase.written for phase in named.config.phases):
+        yield ConfigError(
+            "this teacher answers, and writes no texts", where="distill.written", hint="leave it out"
+        )
     for split, name in _asked_rows(prospect):
         try:
             prospect.teacher.check_rows(split, name)

@@ -436,19 +436,46 @@ def _phases(config: RunConfig) -> Iterator[tuple[Keys, Phase]]:
 def _extra_rows(config: RunConfig, phase: Phase) -> Iterator[tuple[str, str, str]]:
     """(key, problem, hint) of rows that a phase adds to the task's and that nothing could teach."""
     kind = config.task.kind
+    yield from _written(config, phase)
     for key, added in (("unlabelled", phase.unlabelled), ("augment", phase.augment)):
-        if added is not None and kind in _NO_EXTRA_ROWS:
+        if added is not None and kind in _NO_EXTRA_ROWS and not (key == "unlabelled" and phase.written):
             problem = f"{key} and task.kind: {kind} contradict each other: it adds whole texts"
-            yield key, problem, "leave it out; it is for classification and regression"
+            yield key, problem, _HINTS_EXTRA[kind == "text_to_text" and key == "unlabelled"]
     if phase.corpus is not None and kind == "text_to_text":
         problem = f"corpus: {phase.corpus} and task.kind: {kind} contradict each other: it has no targets"
         yield "corpus", problem, "leave it out; the teacher answers the tokens of a target"
     if phase.corpus is not None and phase.unlabelled is not None:
         problem = f"unlabelled: {phase.unlabelled} and corpus: {phase.corpus} contradict each other"
         yield "unlabelled", problem, "unlabelled rows are added to the task's; a corpus takes their place"
+    if phase.written is not None:
+        return
     copies = phase.augment is not None and phase.augment.labels == "none"
     if phase.unlabelled is not None or copies:
         yield from _untaught(config, phase, "unlabelled" if phase.unlabelled is not None else "augment")
+
+
+def _written(config: RunConfig, phase: Phase) -> Iterator[tuple[str, str, str]]:
+    """(key, problem, hint) of texts that a teacher is to write."""
+    written, kind = phase.written, config.task.kind
+    if written is None:
+        return
+    if kind != "text_to_text":
+        problem = f"written and task.kind: {kind} contradict each other: nothing is written there"
+        yield "written", problem, "leave it out"
+    if config.teacher.use in ("peers", "itself"):
+        problem = f"written and teacher.use: {config.teacher.use} contradict each other"
+        yield "written", problem, "it learns while the student does, and has nothing to write beforehand"
+    compares = written.choose == "nearest" or written.targets == "kept"
+    if phase.unlabelled is not None and compares:
+        key = "choose: nearest" if written.choose == "nearest" else "targets: kept"
+        problem = f"written.{key} and unlabelled contradict each other: those rows have no targets"
+        yield "unlabelled", problem, "choose: best and targets: replaced go with them"
+
+
+_HINTS_EXTRA = (
+    "leave it out; it is for classification and regression",
+    "add `written: {}`: the teacher writes their targets",
+)
 
 
 def _untaught(config: RunConfig, phase: Phase, key: str) -> Iterator[tuple[str, str, str]]:

@@ -40,13 +40,15 @@ class Ends:
     end: int
 
 
-def write(steps: Steps, sources: int, ends: Ends, how: GenerationSettings) -> list[list[int]]:
-    """A text for each source, without its end token."""
-    return (greedy if how.beams == 1 else beam_search)(steps, sources, ends, how)
+def search(steps: Steps, sources: int, ends: Ends, how: GenerationSettings) -> list[list[list[int]]]:
+    """The finished texts of each source, the best first, without their end tokens."""
+    if how.beams == 1:
+        return [[text] for text in greedy(steps, sources, ends, how)]
+    return beam_search(steps, sources, ends, how)
 
 
 def greedy(steps: Steps, sources: int, ends: Ends, how: GenerationSettings) -> list[list[int]]:
-    """The likeliest token at each step."""
+    """The text of the likeliest token at each step."""
     assert how.max_length is not None
     written: list[list[int]] = [[] for _ in range(sources)]
     running = np.ones(sources, dtype=bool)
@@ -74,8 +76,8 @@ class _Source:
     open: bool = True
 
 
-def beam_search(steps: Steps, sources: int, ends: Ends, how: GenerationSettings) -> list[list[int]]:
-    """The finished text of the best score."""
+def beam_search(steps: Steps, sources: int, ends: Ends, how: GenerationSettings) -> list[list[list[int]]]:
+    """The finished texts, the one of the best score first."""
     assert how.max_length is not None
     searches = [_Source([(np.float32(0), [])]) for _ in range(sources)]
     tokens, rows = np.full(sources, ends.start), np.arange(sources)
@@ -89,7 +91,7 @@ def beam_search(steps: Steps, sources: int, ends: Ends, how: GenerationSettings)
             break
         tokens = np.asarray([text[-1] for one in searches for _, text in one.running])
         rows = np.asarray([parent for one in searches for parent in one.parents])
-    return [one.finished[0][1] for one in searches]
+    return [[text for _, text in one.finished] for one in searches]
 
 
 def _continue(

@@ -464,6 +464,26 @@ class CacheSettings(Section):
     limit_gb: Positive = Field(default=20.0, description="largest size on disk, in 10^9 bytes")
 
 
+class WrittenSettings(Section):
+    """Texts that the teacher writes for a phase's sources, as targets (Kim and Rush 2016): written once
+    before its training, by beam search, and kept on disk.
+    """
+
+    beams: Count = Field(default=5, description="texts that are pursued side by side; 1: greedy")
+    length_penalty: Annotated[float, Field(allow_inf_nan=False)] = Field(
+        default=1.0, description="power of the length by which the score of a beam is divided"
+    )
+    choose: Literal["best", "nearest"] = Field(
+        default="best",
+        description="of a beam: the text of the best score, or the one that is nearest to the target by "
+        "sentence BLEU (sequence-level interpolation)",
+    )
+    targets: Literal["replaced", "kept"] = Field(
+        default="replaced",
+        description="replaced: the phase trains on these texts alone; kept: on the rows' own targets too",
+    )
+
+
 class Augment(Section):
     """Extra rows: copies of a phase's rows in which words are replaced, made once before its training."""
 
@@ -562,6 +582,11 @@ class Phase(Section):
     )
     augment: Annotated[TinybertAugment | MaskedAugment, Field(discriminator="use")] | None = Field(
         default=None, description="add copies of the phase's rows in which words are replaced"
+    )
+    written: WrittenSettings | None = Field(
+        default=None,
+        description="train on texts that the teacher writes, in the place of targets or beside them; "
+        "text_to_text only",
     )
     epochs: Count = Field(default=3, description="passes over the phase's data")
     cache: CacheSettings | None = Field(

@@ -84,15 +84,29 @@ def bleu_of(sums_RK: Floats) -> Floats:
     written n-grams of orders 1 to 4. An order without a right n-gram counts as 1 / 2, 1 / 4, ... of one
     (sacrebleu's exponential smoothing), unless there is none at all.
     """
+    return _bleu_over(sums_RK, np.ones((len(sums_RK), WORD_ORDER), dtype=bool))
+
+
+def _bleu_over(sums_RK: Floats, orders_RN: NDArray[np.bool_]) -> Floats:
+    """BLEU as the mean over some orders."""
     written_R, wanted_R = sums_RK[:, 0], sums_RK[:, 1]
     right, total = sums_RK[:, 2 : 2 + WORD_ORDER], sums_RK[:, 2 + WORD_ORDER :]
     halvings = np.cumsum((right == 0) & (total > 0), axis=1)
     counted = np.where(right > 0, right, 0.5**halvings)
-    usable = (total > 0).all(axis=1) & (right > 0).any(axis=1)
+    usable = ((total > 0) | ~orders_RN).all(axis=1) & (right > 0).any(axis=1)
     precisions = np.divide(counted, total, out=np.ones_like(counted), where=total > 0)
     shortness = np.divide(wanted_R, written_R, out=np.ones_like(wanted_R), where=written_R > 0)
     penalty = np.where(written_R < wanted_R, np.exp(1 - shortness), 1.0)
-    return np.where(usable, penalty * np.exp(np.log(precisions).mean(axis=1)), 0.0)
+    logs_R = np.where(orders_RN, np.log(precisions), 0.0).sum(axis=1) / orders_RN.sum(axis=1).clip(1)
+    return np.where(usable, penalty * np.exp(logs_R), 0.0)
+
+
+def sentence_bleu(wanted: Sequence[str], written: Sequence[str]) -> Floats:
+    """`[n]` BLEU of each row by itself, over those orders that its text has n-grams of (sacrebleu's
+    `sentence_bleu`).
+    """
+    sums_nK = np.asarray([list(_bleu(*pair)) for pair in zip(wanted, written, strict=True)])
+    return _bleu_over(sums_nK, sums_nK[:, 2 + WORD_ORDER :] > 0)
 
 
 def chrf_of(sums_RK: Floats) -> Floats:

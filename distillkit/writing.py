@@ -28,15 +28,27 @@ def write_tokens(
     device: torch.device,
     check: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
-    """The tokens that are written for each row, without an end token. Rows run longest source first; `check`
+    """The tokens of the best text of each row, without an end token; see `write_beams`."""
+    return [texts[0] for texts in write_beams(writer, encoded, how, device=device, check=check)]
+
+
+def write_beams(
+    writer: Writer,
+    encoded: Encoded,
+    how: GenerationSettings,
+    *,
+    device: torch.device,
+    check: Callable[[], None] = lambda: None,
+) -> list[list[list[int]]]:
+    """The tokens of every finished text of each row, the best first. Rows run longest source first; `check`
     is called before each batch, and may raise to stop.
     """
-    written: list[list[int]] = [[] for _ in range(len(encoded))]
+    written: list[list[list[int]]] = [[] for _ in range(len(encoded))]
     for rows in source_batches(encoded, how):
         check()
-        texts = writer.write(sources_of(collate(encoded, rows)).to(device), how)
-        for row, text in zip(rows.tolist(), texts, strict=True):
-            written[row] = text
+        texts = writer.beams(sources_of(collate(encoded, rows)).to(device), how)
+        for row, beam in zip(rows.tolist(), texts, strict=True):
+            written[row] = beam
     return written
 
 

@@ -146,18 +146,17 @@ def test_the_chosen_blocks_of_both_stacks_are_copied_and_not_shared(family: Fami
     teacher, student = (tinytexts.model(family, seed=seed, encoder=3, decoder=3) for seed in (1, 2))
     small = tinytexts.model(family, seed=5, encoder=2, decoder=1)
     from_blocks(small, teacher, [2, 3], [3])
-    for own, theirs in ((small.encoder_blocks[0], teacher.encoder_blocks[1]),) + (
-        (small.decoder_blocks[0], teacher.decoder_blocks[2]),
-    ):
+    chosen = [(small.encoder_blocks[0], teacher.encoder_blocks[1])]
+    chosen += [(small.decoder_blocks[0], teacher.decoder_blocks[2])]
+    for own, theirs in chosen:
         source = theirs.state_dict()
         for name, weight in own.state_dict().items():
             if "relative_attention_bias" not in name:
                 assert torch.equal(weight, source[name]) and weight is not source[name]
     if family == "t5":  # a block that is not the first has no positions of its own
         name = "layer.0.SelfAttention.relative_attention_bias.weight"
-        for own, theirs in ((small.encoder_blocks, teacher.encoder_blocks),) + (
-            (small.decoder_blocks, teacher.decoder_blocks),
-        ):
+        stacks = [(one.encoder_blocks, one.decoder_blocks) for one in (small, teacher)]
+        for own, theirs in zip(*stacks, strict=True):
             assert torch.equal(own[0].state_dict()[name], theirs[0].state_dict()[name])
     table = small.model.get_input_embeddings().weight
     assert torch.equal(table, teacher.model.get_input_embeddings().weight)

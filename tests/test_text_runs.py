@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tinytexts
 from tinyrun import CONFIG, measured_here, write_config
-from transformers import AutoModelForSeq2SeqLM
 
 from distillkit import pipeline
 from distillkit.bench import measure
-from distillkit.errors import DistillkitError
-from distillkit.export.decoding import DECODER, ENCODER
 from distillkit.report.facts import RunFacts, load_facts
 
 TASK = {

@@ -110,7 +110,8 @@ def bench(
 ) -> list[Measurement]:
     """Measure every variant with `command` request.json result.json, and write folder/measurements.json.
 
-    texts: how models write, where they do, and how that is scored; between: called while a process measures; what it raises ends that process and this call.
+    texts: how models write, where they do, and how that is scored; between: called while a process measures;
+    what it raises ends that process and this call.
     """
     provider = _provider(settings)
     threads = settings.threads or physical_cores()

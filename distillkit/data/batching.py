@@ -65,9 +65,9 @@ class Encoded:
     """Rows as token ids, ragged and memory-mapped.
 
     tokens: flat int32; types: flat int8, the segment of each token; offsets: int64 `[n + 1]`; labels: `[n]`
-    as in `Rows`, or flat, one of each token (a target stands behind its source); ids as in `Rows`, positions where rows were cut into sequences;
-    truncated: rows cut at the maximal length; unknown: tokens that are [UNK]; scoring: what a model answers;
-    tasks: as in `Rows`.
+    as in `Rows`, or flat, one of each token (a target stands behind its source); ids as in `Rows`, positions
+    where rows were cut into sequences; truncated: rows cut at the maximal length; unknown: tokens that are
+    [UNK]; scoring: what a model answers; tasks: as in `Rows`.
     """
 
     tokens: NDArray[np.int32]

@@ -78,8 +78,8 @@ class TaskOfRows:
 class Rows:
     """One split. ids: `[n]` int64, stable example ids (rows of the file, or `row_id`); texts: a tuple per
     row, of its segments, words or sentences; labels: `[n]` class ids (int64), targets (float32) or texts
-    (object), for words one after the other, None where unlabelled; digest: content hash; layout: how rows become tokens; tasks:
-    which of several tasks each row is of.
+    (object), for words one after the other, None where unlabelled; digest: content hash; layout: how rows
+    become tokens; tasks: which of several tasks each row is of.
     """
 
     ids: NDArray[np.int64]

@@ -22,19 +22,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from distillkit.encoder_decoder import EncoderDecoder, eager, shifted, until_end
+from distillkit.encoder_decoder import EncoderDecoder, eager, shifted
 from distillkit.errors import ExportError
 from distillkit.export.onnx import OUTPUT, exported
 from distillkit.export.session import open_session
 from distillkit.model import Writer
-from distillkit.search import Ends, Floats, Ints, write
+from distillkit.search import Ends, Floats, Ints, search
 from distillkit.settings import GenerationSettings
 from distillkit.types import TARGET_IDS, Batch
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 _PARTS = ("key", "value")
 _SIZES = {"batch": 3, "source": 11, "past": 6, "new": 2}
-"""Of the example that is traced: all different, and neither 0 nor 1, which the exporter takes for constants."""
+"""Of the example that is traced: all different, and neither 0 nor 1, which the exporter takes for constants.
+"""
 
 
 class CrossEncoder(nn.Module):
@@ -200,10 +201,9 @@ class OnnxWriter(Writer):
         """Read sources; nothing is written yet."""
         return Decoding(self._encoder, self._decoder, self.provider, input_ids, attention_mask)
 
-    def write(self, batch: Batch, how: GenerationSettings) -> list[list[int]]:
+    def beams(self, batch: Batch, how: GenerationSettings) -> list[list[list[int]]]:
         ids, mask = (batch.inputs[name].cpu().numpy() for name in ("input_ids", "attention_mask"))
-        texts = write(self.begin(ids, mask), len(ids), self._ends, how)
-        return [until_end(text, self._ends.end) for text in texts]
+        return search(self.begin(ids, mask), len(ids), self._ends, how)
 
     def logits(self, batch: Batch) -> NDArray[np.float32]:
         """`[N, V]` the answers to a batch's targets."""

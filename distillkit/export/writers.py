@@ -34,9 +34,9 @@ differ.
 
 @dataclass(frozen=True)
 class TextParity(Parity):
-    """The same of logits of targets, and for how many rows the artifact wrote PyTorch's text: greedily, and by
-    the task's own search. A greedy text counts as the same where the two tokens at which it first differs are
-    decided by rounding.
+    """The same of logits of targets, and for how many rows the artifact wrote PyTorch's text: greedily, and
+    by the task's own search. A greedy text counts as the same where the two tokens at which it first differs
+    are decided by rounding.
     """
 
     texts: int = 0
