@@ -30,6 +30,7 @@ from transformers import (
     PreTrainedModel,
     T5Config,
 )
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from distillkit.encoder import (
     bare,
@@ -286,11 +287,14 @@ class EncoderDecoder(Student, Writer):
             eos_token_id=self.end_id,
             pad_token_id=config.pad_token_id,
         )
+        # a memory that grows as it is used: that of `generate` has as many blocks as T5's encoder
+        memory = EncoderDecoderCache(DynamicCache(), DynamicCache())
         with torch.inference_mode():
             written = self.model.generate(
                 input_ids=batch.inputs["input_ids"],
                 attention_mask=batch.inputs["attention_mask"],
                 generation_config=settings,
+                past_key_values=memory,
             )
         texts = [until_end(row, self.end_id) for row in written[:, 1:].tolist()]
         return [texts[start : start + how.beams] for start in range(0, len(texts), how.beams)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -203,6 +204,27 @@ def test_texts_written_in_a_batch_are_those_written_alone_and_no_target_is_looke
         assert model.write(alone, how) == [together[row]]
     assert len({tuple(text) for text in together}) > 1 and all(1 not in text for text in together)
     assert FixedTeacher(model).writer is model
+
+
+def test_a_decoder_may_be_deeper_than_its_encoder(tmp_path: Path) -> None:
+    """The memory that transformers makes for T5 has as many blocks as the encoder."""
+    model = tinytexts.model(encoder=1, decoder=3)
+    for beams in (1, 2):
+        texts = model.write(batch_of(tmp_path, "t5"), GenerationSettings(beams=beams, max_length=4))
+        assert len(texts) == 6
+
+
+def test_generation_settings_of_a_folder_are_not_used(tmp_path: Path) -> None:
+    """Another run of the same recipe would write other texts, and so would the artifact."""
+    model = tinytexts.lively(tinytexts.model("bart", seed=2))
+    folder = tinytexts.save(tmp_path / "model", model, "bart")
+    theirs = {"no_repeat_ngram_size": 1, "forced_bos_token_id": 7, "max_length": 3, "num_beams": 2}
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | theirs))
+    again, batch = EncoderDecoder.load(folder), batch_of(tmp_path, "bart")
+    for beams in (1, 3):
+        how = GenerationSettings(beams=beams, max_length=7)
+        assert again.eval().write(batch, how) == model.write(batch, how)
 
 
 def test_greedy_text_follows_the_largest_answer(tmp_path: Path) -> None:

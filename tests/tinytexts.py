@@ -20,6 +20,10 @@ from distillkit.settings import Labels
 
 FamilyName = Literal["t5", "bart"]
 LABELS = Labels(kind="text_to_text")
+LEXICON = """
+river mountain yellow garden winter summer basket candle dragon engine forest guitar hammer island jungle
+kitten ladder market needle orange pencil rabbit silver tunnel velvet window zipper bottle circle dinner
+""".split()  # noqa: SIM905 - one can read it
 SPECIAL = ("<pad>", "</s>", "<unk>", "<s>")
 
 
@@ -120,3 +124,14 @@ def write_rows(folder: Path, rows: int = 200, *, longest: int = 4, words: int = 
             line = {"source": " ".join(chosen), "target": " ".join(reversed(chosen))}
             lines.append(json.dumps(line) + "\n")
         (folder / f"{split}.jsonl").write_text("".join(lines))
+
+
+def lively(made: EncoderDecoder) -> EncoderDecoder:
+    """The same with larger maps and a likelier end, so that its texts hang on the source and end."""
+    table = made.model.get_input_embeddings().weight
+    with torch.no_grad():
+        for weight in made.model.parameters():
+            if weight.ndim == 2 and weight is not table and weight.shape[0] < len(table):
+                weight.mul_(3)
+        table[1].mul_(1.6)
+    return made
