@@ -113,9 +113,9 @@ class Family(ABC):
 
 
 class T5(Family):
-    """T5 (Raffel et al. 2020), its version 1.1 with gated feed-forward parts, and mT5."""
+    """T5 (Raffel et al. 2020), and its version 1.1 with gated feed-forward parts."""
 
-    types = ("t5", "mt5")
+    types = ("t5",)
 
     def sizes(self, config: PretrainedConfig) -> Sizes:
         return Sizes(
@@ -151,6 +151,16 @@ class T5(Family):
 
     def shared_between_blocks(self, name: str) -> bool:
         return "relative_attention_bias" in name
+
+
+class MT5(T5):
+    """mT5 (Xue et al. 2021), which scales no scores."""
+
+    types = ("mt5",)
+
+    def logits(self, model: Any, states: Tensor) -> Tensor:
+        scores: Tensor = model.lm_head(states)
+        return scores
 
 
 class Bart(Family):
@@ -209,7 +219,7 @@ class Bart(Family):
         return scores
 
 
-FAMILIES: Mapping[str, Family] = {name: family for family in (T5(), Bart()) for name in family.types}
+FAMILIES: Mapping[str, Family] = {name: family for family in (T5(), MT5(), Bart()) for name in family.types}
 
 
 class EncoderDecoder(Student, Writer):
@@ -404,8 +414,10 @@ def from_blocks(
     What the first block of a stack holds for all of them (T5's relative positions) comes from the teacher's
     first, whichever is chosen. A student with every block computes what the teacher computes.
     """
-    stacks = ((student.encoder_blocks, teacher.encoder_blocks, encoder),)
-    stacks += ((student.decoder_blocks, teacher.decoder_blocks, decoder),)
+    stacks = [
+        (student.encoder_blocks, teacher.encoder_blocks, encoder),
+        (student.decoder_blocks, teacher.decoder_blocks, decoder),
+    ]
     theirs = teacher.model.state_dict()
     inside = {id(one) for blocks, _, _ in stacks for one in blocks.parameters()}
     with torch.no_grad():

@@ -12,7 +12,7 @@ import tinytexts
 import torch
 from tiny import LABELS, change_config, change_weights, encoder
 from tinytexts import FamilyName
-from transformers import AutoModelForSeq2SeqLM, BertConfig, MBartConfig
+from transformers import AutoModelForSeq2SeqLM, BertConfig, MBartConfig, MT5Config
 
 from distillkit.data.batching import collate
 from distillkit.encoder_decoder import EncoderDecoder, family_of, fresh, from_blocks, shifted, start_of
@@ -132,6 +132,20 @@ def test_a_gated_t5_that_does_not_scale_its_scores_stays_one(tmp_path: Path) -> 
     model.save(tmp_path / "model", tinytexts.LABELS)
     again = EncoderDecoder.load(tmp_path / "model")
     torch.testing.assert_close(said(again, batch).logits, said(model, batch).logits)
+
+
+def test_an_mt5_scales_no_scores(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = MT5Config(
+        vocab_size=88, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    model, batch = fresh(config).eval(), batch_of(tmp_path, "t5")
+    with torch.no_grad():
+        told = model.model(
+            **{k: batch.inputs[k] for k in ("input_ids", "attention_mask")}, labels=batch.labels
+        )
+    torch.testing.assert_close(said(model, batch).logits, told.logits[batch.scored])
+    assert len(model.write(batch, GenerationSettings(max_length=3))) == 6
 
 
 @BOTH

@@ -187,10 +187,10 @@ class OnnxWriter(Writer):
                 where=str(folder),
                 hint="export a student of a text_to_text task",
             ) from None
-        sessions = [
+        encoder, decoder = (
             open_session(folder / name, provider=provider, threads=threads) for name in (ENCODER, DECODER)
-        ]
-        return cls(*sessions, ends, provider)
+        )
+        return cls(encoder, decoder, ends, provider)
 
     @property
     def provider_name(self) -> str:

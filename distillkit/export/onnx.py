@@ -109,7 +109,9 @@ def exported(
             model: Any = module
             how: dict[str, Any] = {"kwargs": dict(example), "dynamic_shapes": dict(shapes)}
             if run:
-                model = torch.export.export(module, (), dict(example), dynamic_shapes=shapes, strict=False)
+                model = torch.export.export(
+                    module, (), dict(example), dynamic_shapes=dict(shapes), strict=False
+                )
                 how = {}
             program = torch.onnx.export(
                 model,
