@@ -48,6 +48,7 @@ KEPT: Mapping[str, Keep] = {
     "regression": logits,
     "token_classification": logits,
     "mlm": pieces,
+    "text_to_text": pieces,
 }
 """What is kept of the answers to each kind of task."""
 

@@ -78,16 +78,7 @@ class Encoder(Student):
         """What the model's definition has before the blocks, and every table, wherever it stands; each block;
         all that is left: the head.
         """
-        place = {
-            one: index for index, block in enumerate(self._blocks, start=1) for one in block.parameters()
-        }
-        tables = (part for part in self.model.modules() if isinstance(part, nn.Embedding))
-        place |= {table.weight: 0 for table in tables if table.weight not in place}
-        found: list[list[nn.Parameter]] = [[] for _ in range(len(self._blocks) + 2)]
-        for parameter in self.model.parameters():
-            passed = any(found[1:])
-            found[place.get(parameter, len(found) - 1 if passed else 0)].append(parameter)
-        return found
+        return by_depth(self.model, list(self._blocks))
 
     def outputs(self, batch: Batch, *, want: Want, swap: Swap | None = None) -> Outputs:
         inputs = {name: value for name, value in batch.inputs.items() if name in self._accepted}
@@ -99,14 +90,14 @@ class Encoder(Student):
         projected: dict[tuple[int, str], Tensor] = {}
         with ExitStack() as hooks:
             for index, change in (swap or {}).items():
-                hooks.enter_context(_changed(self._blocks[index], self._turning(change)))
+                hooks.enter_context(changed(self._blocks[index], self._turning(change)))
             if want.attention:
                 _check_attention(self.spec)
                 for index, parts in enumerate(self._projections):
                     for part, module in parts.items():
                         hooks.enter_context(read(module, projected, (index, part)))
             if want.access >= Access.ALL_STATES:
-                hooks.enter_context(_read_input(self._blocks[0], states, 0))
+                hooks.enter_context(read_input(self._blocks[0], states, 0))
                 for index, block in enumerate(self._blocks, start=1):
                     hooks.enter_context(read(block, states, index))
             elif want.access == Access.FINAL_STATES:
@@ -149,21 +140,9 @@ class Encoder(Student):
         config = load_config(folder)
         head = head_of(config, str(folder))
         with torch.device("meta"):
-            bare = _bare(head, config)
-        model, _ = _load(head.auto, folder, config)
-        missing, unexpected = _compare(bare, folder)
-        if missing or unexpected:
-            inside = bare.base_model_prefix + "."
-            of_body = any(name.startswith(inside) for name in (*missing, *unexpected))
-            raise ModelError(
-                f"{len(missing)} weights missing ({', '.join(missing[:10]) or 'none'}), "
-                f"{len(unexpected)} unexpected "
-                f"({', '.join(unexpected[:10]) or 'none'})",
-                where=str(folder),
-                hint="it was cut, or its config.json is another model's: save the model again"
-                if of_body
-                else "a head that was never trained is not guessed: set `finetune`",
-            )
+            empty = bare(head.auto, head.suffix, config)
+        model, _ = load_weights(head.auto, folder, config)
+        check_weights(empty, folder)
         return cls(model, head)
 
 
@@ -184,6 +163,20 @@ class ExportableEncoder(nn.Module):
             inputs["token_type_ids"] = token_type_ids
         logits: Tensor = self.model(**inputs, return_dict=True).logits
         return logits
+
+
+def by_depth(model: nn.Module, blocks: Sequence[nn.Module]) -> list[list[nn.Parameter]]:
+    """A model's parameters: what its definition has before the blocks, and every table, wherever it stands
+    but in a block; each block; all that is left.
+    """
+    place = {one: index for index, block in enumerate(blocks, start=1) for one in block.parameters()}
+    tables = (part for part in model.modules() if isinstance(part, nn.Embedding))
+    place |= {table.weight: 0 for table in tables if table.weight not in place}
+    found: list[list[nn.Parameter]] = [[] for _ in range(len(blocks) + 2)]
+    for parameter in model.parameters():
+        passed = any(found[1:])
+        found[place.get(parameter, len(found) - 1 if passed else 0)].append(parameter)
+    return found
 
 
 def spec_of(config: PretrainedConfig) -> Spec:
@@ -342,7 +335,7 @@ def load_body(folder: Path, labels: Labels) -> Encoder:
         return load_masked(folder)
     config = load_config(folder)
     stored_weights(folder)
-    body, missing = _load(AutoModel, folder, config)
+    body, missing = load_weights(AutoModel, folder, config)
     lost = sorted(name for name in missing if "pooler" not in name)
     if lost:
         raise ModelError(
@@ -364,7 +357,7 @@ def load_masked(folder: Path) -> Encoder:
     """
     config, head = load_config(folder), HEADS["mlm"]
     stored_weights(folder)
-    model, missing = _load(head.auto, folder, config)
+    model, missing = load_weights(head.auto, folder, config)
     if missing:
         raise ModelError(
             f"the folder holds no whole masked language model: {len(missing)} weights are missing "
@@ -379,21 +372,22 @@ def fresh(config: PretrainedConfig, labels: Labels) -> Encoder:
     """A model with fresh weights that answers the task."""
     head = HEADS[labels.kind]
     head.set_labels(config, labels)
-    return Encoder(_bare(head, config), head)
+    return Encoder(bare(head.auto, head.suffix, config), head)
 
 
-def _bare(head: Head, config: PretrainedConfig) -> PreTrainedModel:
+def bare(auto: Any, suffix: str, config: PretrainedConfig) -> PreTrainedModel:
+    """A model with fresh weights. Raises ModelError where nothing like it can be made of this config."""
     try:
-        model: PreTrainedModel = head.auto.from_config(config)
+        model: PreTrainedModel = auto.from_config(config)
     except (ValueError, ImportError) as error:
         raise ModelError(
-            f"nothing {head.suffix} can be made of a {config.model_type!r}: {str(error).splitlines()[0]}",
+            f"nothing {suffix} can be made of a {config.model_type!r}: {str(error).splitlines()[0]}",
             where="model",
         ) from None
     return model
 
 
-def _load(kind: Any, folder: Path, config: PretrainedConfig) -> tuple[PreTrainedModel, list[str]]:
+def load_weights(kind: Any, folder: Path, config: PretrainedConfig) -> tuple[PreTrainedModel, list[str]]:
     """The model in fp32, and the names of its weights that the folder does not hold."""
     try:
         model, info = kind.from_pretrained(
@@ -409,14 +403,31 @@ def _load(kind: Any, folder: Path, config: PretrainedConfig) -> tuple[PreTrained
     return model, sorted(info["missing_keys"])
 
 
-def _compare(bare: nn.Module, folder: Path) -> tuple[list[str], list[str]]:
+def check_weights(empty: PreTrainedModel, folder: Path) -> None:
+    """Raise ModelError where a folder lacks weights of this model, or holds others."""
+    missing, unexpected = _compare(empty, folder)
+    if missing or unexpected:
+        inside = empty.base_model_prefix + "."
+        of_body = any(name.startswith(inside) for name in (*missing, *unexpected))
+        raise ModelError(
+            f"{len(missing)} weights missing ({', '.join(missing[:10]) or 'none'}), "
+            f"{len(unexpected)} unexpected "
+            f"({', '.join(unexpected[:10]) or 'none'})",
+            where=str(folder),
+            hint="it was cut, or its config.json is another model's: save the model again"
+            if of_body
+            else "a head that was never trained is not guessed: set `finetune`",
+        )
+
+
+def _compare(empty: nn.Module, folder: Path) -> tuple[list[str], list[str]]:
     """Weights that a folder lacks or has in another shape, and those that the model does not know; of weights
     that are tied one is enough.
     """
-    wanted = {name: list(tensor.shape) for name, tensor in bare.state_dict().items()}
+    wanted = {name: list(tensor.shape) for name, tensor in empty.state_dict().items()}
     stored = stored_weights(folder)
-    held = {id(one) for name, one in _named(bare) if stored.get(name) == wanted[name]}
-    tied = {name for name, one in _named(bare) if name not in stored and id(one) in held}
+    held = {id(one) for name, one in _named(empty) if stored.get(name) == wanted[name]}
+    tied = {name for name, one in _named(empty) if name not in stored and id(one) in held}
     missing = sorted(
         name
         for name, shape in wanted.items()
@@ -521,7 +532,9 @@ def given(block: nn.Module, states_BLD: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def _read_input(module: nn.Module, states: dict[int, Tensor], index: int) -> Iterator[None]:
+def read_input(module: nn.Module, states: dict[int, Tensor], index: int) -> Iterator[None]:
+    """Within, what a module takes is kept in `states[index]`."""
+
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         states[index] = inputs[0] if inputs else named["hidden_states"]
 
@@ -533,7 +546,9 @@ def _read_input(module: nn.Module, states: dict[int, Tensor], index: int) -> Ite
 
 
 @contextmanager
-def _changed(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def changed(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within, a module gives what `change` makes of it."""
+
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 

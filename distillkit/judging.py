@@ -337,7 +337,7 @@ class TagJudge(SumJudge):
 
 
 class PieceJudge(SumJudge):
-    """The entry of the vocabulary that stood at each masked place."""
+    """The entry of the vocabulary that stood at each masked place, or that comes next in a target."""
 
     def metrics(self, labels: Labels) -> tuple[str, ...]:
         return ("accuracy", "cross_entropy", "perplexity")
@@ -392,6 +392,7 @@ JUDGES: Mapping[str, Judge] = {
     "regression": ValueJudge(),
     "token_classification": TagJudge(),
     "mlm": PieceJudge(),
+    "text_to_text": PieceJudge(),
 }
 
 

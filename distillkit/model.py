@@ -22,13 +22,35 @@ from distillkit.data.batching import Encoded
 from distillkit.data.tasks import Rows
 from distillkit.errors import ModelError
 from distillkit.objectives.base import Objective
-from distillkit.settings import FinetuneSettings, Labels, PretrainSettings, TaskKind
+from distillkit.settings import (
+    ENCODER_KINDS,
+    EVERY_KIND,
+    FinetuneSettings,
+    GenerationSettings,
+    Labels,
+    PretrainSettings,
+    TaskKind,
+)
 from distillkit.types import Access, Batch, Finding, Outputs, Spec, Swap, Want
 
 STUDENT, LEFT, WHO = "student", "teacher", "peer.json"
 """Among peers: the run's own student; the folder in the student's of what stands beside it; who a folder
 holds.
 """
+
+
+class Writer(ABC):
+    """A model that writes text, token by token."""
+
+    @abstractmethod
+    def beams(self, batch: Batch, how: GenerationSettings) -> list[list[list[int]]]:
+        """The finished texts of each example, the best first, as tokens without an end token; nothing of the
+        targets is looked at. The model is in eval mode, `how` says how many tokens at most.
+        """
+
+    def write(self, batch: Batch, how: GenerationSettings) -> list[list[int]]:
+        """The best text of each example."""
+        return [texts[0] for texts in self.beams(batch, how)]
 
 
 class Teacher(ABC):
@@ -58,6 +80,11 @@ class Teacher(ABC):
     @property
     def body(self) -> Student | None:
         """The model that a student may take first weights from; None: it shows none."""
+        return None
+
+    @property
+    def writer(self) -> Writer | None:
+        """What writes its texts; None: it answers, and writes nothing."""
         return None
 
     @property
@@ -104,6 +131,11 @@ class Student(nn.Module, ABC):
         V]`, or `[B, L, V]` of every token where the task asks for tokens.
         """
 
+    @property
+    def writer(self) -> Writer | None:
+        """What writes its texts; None: it answers, and writes nothing."""
+        return None
+
     def layers(self) -> Sequence[Sequence[nn.Parameter]]:
         """Its parameters by depth, from the embeddings up to the head; all in one where it has no blocks."""
         return [list(self.parameters())]
@@ -145,6 +177,10 @@ class FixedTeacher(Teacher):
         return self.model
 
     @property
+    def writer(self) -> Writer | None:
+        return self.model.writer
+
+    @property
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
@@ -164,6 +200,8 @@ class TeacherSource(ABC):
 
     access: Access = Access.INTERVENTIONS
     """The deepest access its teacher grants; known before anything is loaded."""
+    kinds: tuple[TaskKind, ...] = ENCODER_KINDS
+    """Task kinds that its teacher can answer."""
     reads_tokens: bool = True
     """Whether it reads token ids; False: texts, so that its tokenizer is the student's alone."""
     rows_only: Literal["", "text", "id"] = ""
@@ -278,6 +316,8 @@ class LearningTeacherSource(TrainableTeacherSource):
     keep: str = STUDENT
     """What the run ends with: its own student, or the `best` of all; with `all`, the others are exported too.
     """
+
+    kinds = EVERY_KIND
 
     def __init__(self) -> None:
         self.pretrain = self.finetune = None

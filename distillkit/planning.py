@@ -427,6 +427,8 @@ def _rows(phase: Phase, draft: _Draft) -> int:
         rows = sum(1 for document in found for _ in kind.unlabelled(document))
     if phase.unlabelled is not None:
         rows += len(load_unlabelled(draft.named.config.task, phase.unlabelled, base=draft.base)[0])
+    if phase.written is not None and phase.written.targets == "kept":
+        rows *= 2
     return rows if phase.augment is None else rows * (1 + phase.augment.copies)
 
 

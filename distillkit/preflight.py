@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from distillkit.model import (
     TeacherSource,
     TrainableTeacherSource,
 )
-from distillkit.settings import Labels, RunConfig
+from distillkit.settings import EVERY_KIND, Labels, RunConfig, TaskSettings
 from distillkit.stacks import bind, interchange_of, raise_all
 from distillkit.types import Finding, Spec, Want
 
@@ -78,6 +78,8 @@ class Meeting:
 
 class Upcoming(TrainableTeacherSource):
     """A student that another run will train, as a teacher whose sizes are known."""
+
+    kinds = EVERY_KIND
 
     def __init__(self, student: Student, tokenizer: PreTrainedTokenizerBase) -> None:
         self._student, self._tokenizer = student, tokenizer
@@ -198,20 +200,16 @@ def _answers(teacher: Teacher, samples: Encoded, labels: Labels, device: torch.d
 
 def _errors(prospect: Prospect) -> Iterator[DistillkitError]:
     named, specs = prospect.named, _specs(prospect)
-    length, longest = named.config.task.max_length, prospect.student.spec.max_length
-    if length > longest:
-        yield ConfigError(
-            f"max_length {length} is more than the student's {longest} positions",
-            where="task.max_length",
-            hint=f"at most {longest}",
-        )
-    taught, positions = prospect.teacher.body, prospect.teacher.spec.max_length
-    if taught is not None and length > positions:
-        yield ConfigError(
-            f"max_length {length} is more than the teacher's {positions} positions",
-            where="task.max_length",
-            hint=f"at most {positions}",
-        )
+    limits = {"student": prospect.student.spec.max_length}
+    if prospect.teacher.body is not None:
+        limits["teacher"] = prospect.teacher.spec.max_length
+    for (key, length), (role, longest) in product(_lengths(named.config).items(), limits.items()):
+        if length > longest:
+            yield ConfigError(
+                f"{key} {length} is more than the {role}'s {longest} positions",
+                where=f"task.{key}",
+                hint=f"at most {longest}",
+            )
     told, tokens = prospect.teacher.spec, len(prospect.tokenizer)
     rows = told.num_ids or told.vocab_size
     if 0 < rows < tokens:
@@ -227,6 +225,10 @@ def _errors(prospect: Prospect) -> Iterator[DistillkitError]:
             where="student",
             hint="both answer with one score for each label, in the task's order",
         )
+    if prospect.teacher.writer is None and any(phase.written for phase in named.config.phases):
+        yield ConfigError(
+            "this teacher answers, and writes no texts", where="distill.written", hint="leave it out"
+        )
     for split, name in _asked_rows(prospect):
         try:
             prospect.teacher.check_rows(split, name)
@@ -238,6 +240,14 @@ def _errors(prospect: Prospect) -> Iterator[DistillkitError]:
             interchange_of(named.config, index, stack, **specs)
         except DistillkitError as error:
             yield error
+
+
+def _lengths(config: RunConfig) -> dict[str, int]:
+    """The lengths that a task asks for, by their keys."""
+    task = config.task
+    given = {"max_target": task.max_target} if isinstance(task, TaskSettings) else {}
+    asked = {"max_length": task.max_length, **given}
+    return {key: value for key, value in asked.items() if value is not None}
 
 
 def _asked_rows(prospect: Prospect) -> Iterator[tuple[Rows, str]]:
@@ -326,9 +336,11 @@ def _sides(pair: Compared, specs: Mapping[str, Spec]) -> tuple[str, str, str]:
 def _place(part: str, number: int | None, spec: Spec) -> str:
     if part == "attention":
         return f"block {number} of {spec.num_layers}, {spec.num_heads} heads"
+    of_decoder = part == "decoder state"
+    layers, whose = (spec.decoder_layers, "decoder ") if of_decoder else (spec.num_layers, "")
     if number is None:
-        return f"nearest of {spec.num_layers} blocks, {spec.hidden_dim} wide"
-    state = "embeddings" if number == 0 else f"state {number} of {spec.num_layers}"
+        return f"nearest of {layers} {whose}blocks, {spec.hidden_dim} wide"
+    state = f"{whose}embeddings" if number == 0 else f"{whose}state {number} of {layers}"
     return f"{state}, {spec.hidden_dim} wide"
 
 

@@ -34,6 +34,15 @@ _METRICS = {
     "regression": ("pearson", "spearman"),
     "token_classification": ("entity_f1", "accuracy", "macro_f1"),
     "mlm": ("accuracy", "cross_entropy"),
+    "text_to_text": ("accuracy", "cross_entropy"),
+}
+_OF_TEXTS = ("prefix", "max_target", "generation")
+"""Settings of a task whose answers are texts."""
+_NO_LABELS = ("regression", "mlm", "text_to_text")
+_NO_EXTRA_ROWS = ("token_classification", "mlm", "text_to_text")
+_ONE_TEXT = {
+    "token_classification": "name the one column that holds the words",
+    "text_to_text": "name the one column of the source; label names the target's",
 }
 
 
@@ -358,14 +367,16 @@ def _task(task: TaskSettings, at: str) -> Iterator[tuple[str, str, str]]:
     metrics = _METRICS[task.kind]
     if task.metric is not None and task.metric not in metrics:
         yield "metric", f"{at}.metric: {task.metric} and {contradict}", f"one of {', '.join(metrics)}"
-    if task.labels is not None and task.kind in ("regression", "mlm"):
+    if task.labels is not None and task.kind in _NO_LABELS:
         yield "labels", f"{at}.labels and {contradict}", "leave it out"
     if task.kind != "mlm" and task.scored != "masked":
         hint = "leave it out; only mlm masks tokens"
         yield "scored", f"{at}.scored: {task.scored} and {contradict}", hint
-    if task.kind == "token_classification" and not isinstance(task.text, str):
-        hint = "name the one column that holds the words"
-        yield "text", f"{at}.text: {list(task.text)} and {contradict}", hint
+    if task.kind in _ONE_TEXT and not isinstance(task.text, str):
+        yield "text", f"{at}.text: {list(task.text)} and {contradict}", _ONE_TEXT[task.kind]
+    for key in _OF_TEXTS:
+        if task.kind != "text_to_text" and getattr(task, key):
+            yield key, f"{at}.{key} and {contradict}", "leave it out; only text_to_text writes texts"
     names = task.labels or ()
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -425,16 +436,46 @@ def _phases(config: RunConfig) -> Iterator[tuple[Keys, Phase]]:
 def _extra_rows(config: RunConfig, phase: Phase) -> Iterator[tuple[str, str, str]]:
     """(key, problem, hint) of rows that a phase adds to the task's and that nothing could teach."""
     kind = config.task.kind
+    yield from _written(config, phase)
     for key, added in (("unlabelled", phase.unlabelled), ("augment", phase.augment)):
-        if added is not None and kind in ("token_classification", "mlm"):
+        if added is not None and kind in _NO_EXTRA_ROWS and not (key == "unlabelled" and phase.written):
             problem = f"{key} and task.kind: {kind} contradict each other: it adds whole texts"
-            yield key, problem, "leave it out; it is for classification and regression"
+            yield key, problem, _HINTS_EXTRA[kind == "text_to_text" and key == "unlabelled"]
+    if phase.corpus is not None and kind == "text_to_text":
+        problem = f"corpus: {phase.corpus} and task.kind: {kind} contradict each other: it has no targets"
+        yield "corpus", problem, "leave it out; the teacher answers the tokens of a target"
     if phase.corpus is not None and phase.unlabelled is not None:
         problem = f"unlabelled: {phase.unlabelled} and corpus: {phase.corpus} contradict each other"
         yield "unlabelled", problem, "unlabelled rows are added to the task's; a corpus takes their place"
+    if phase.written is not None:
+        return
     copies = phase.augment is not None and phase.augment.labels == "none"
     if phase.unlabelled is not None or copies:
         yield from _untaught(config, phase, "unlabelled" if phase.unlabelled is not None else "augment")
+
+
+def _written(config: RunConfig, phase: Phase) -> Iterator[tuple[str, str, str]]:
+    """(key, problem, hint) of texts that a teacher is to write."""
+    written, kind = phase.written, config.task.kind
+    if written is None:
+        return
+    if kind != "text_to_text":
+        problem = f"written and task.kind: {kind} contradict each other: nothing is written there"
+        yield "written", problem, "leave it out"
+    if config.teacher.use in ("peers", "itself"):
+        problem = f"written and teacher.use: {config.teacher.use} contradict each other"
+        yield "written", problem, "it learns while the student does, and has nothing to write beforehand"
+    compares = written.choose == "nearest" or written.targets == "kept"
+    if phase.unlabelled is not None and compares:
+        key = "choose: nearest" if written.choose == "nearest" else "targets: kept"
+        problem = f"written.{key} and unlabelled contradict each other: those rows have no targets"
+        yield "unlabelled", problem, "choose: best and targets: replaced go with them"
+
+
+_HINTS_EXTRA = (
+    "leave it out; it is for classification and regression",
+    "add `written: {}`: the teacher writes their targets",
+)
 
 
 def _untaught(config: RunConfig, phase: Phase, key: str) -> Iterator[tuple[str, str, str]]:

@@ -32,6 +32,8 @@ LayerPairs = Annotated[list[LayerPair], Field(min_length=1)]
 """Explicit [student, teacher] pairs of states or blocks."""
 LayerMap = Literal["last", "uniform", "skip", "embeddings", "tinybert"] | LayerPairs
 """How student states meet teacher states: a strategy, or explicit pairs (0 = embeddings)."""
+Stack = Literal["encoder", "decoder"]
+"""Which blocks of a model that writes text; any other model has an encoder only."""
 Trust = Literal["always", "right", "confidence"]
 """How much an answer of the teacher counts: always 1; 1 where it is the gold label, else 0; its
 probability."""
@@ -40,9 +42,13 @@ Projection = Literal["auto", "shared", "linear", "none"]
 pairs, always; linear is one map a pair, always."""
 
 
-TaskKind = Literal["classification", "regression", "token_classification", "mlm"]
-"""What a task predicts: a class or a number of each text, a tag of each word, or its masked tokens."""
-EVERY_KIND: tuple[TaskKind, ...] = ("classification", "regression", "token_classification", "mlm")
+TaskKind = Literal["classification", "regression", "token_classification", "mlm", "text_to_text"]
+"""What a task predicts: a class or a number of each text, a tag of each word, its masked tokens, or another
+text.
+"""
+ENCODER_KINDS: tuple[TaskKind, ...] = ("classification", "regression", "token_classification", "mlm")
+"""What an encoder answers."""
+EVERY_KIND: tuple[TaskKind, ...] = (*ENCODER_KINDS, "text_to_text")
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,59}$")]
@@ -164,7 +170,7 @@ class Labels(Section):
 
     kind: TaskKind = Field(description="what the task predicts")
     names: tuple[str, ...] = Field(
-        default=(), description="names of classes or tags in id order; empty for regression and mlm"
+        default=(), description="names of classes or tags in id order; empty for all other kinds"
     )
     tasks: dict[str, int] = Field(
         default={}, description="of several tasks: how many of the classes, in order, are each one's"
@@ -187,12 +193,28 @@ class Labels(Section):
         return Labels(kind=self.kind, names=tuple(name.removeprefix(f"{task}/") for name in names))
 
 
+Blocks = Literal["uniform"] | Annotated[list[Count], Field(min_length=1)]
+"""Blocks of a teacher, numbered from 1."""
+
+
 class Initialise(Section):
     """Which weights a student starts from."""
 
     source: Literal["teacher"] = Field(alias="from", description="where the weights come from")
-    layers: Literal["uniform"] | Annotated[list[Count], Field(min_length=1)] = Field(
+    layers: Blocks = Field(
         default="uniform", description="teacher blocks to copy, numbered from 1, strictly increasing"
+    )
+
+
+class InitialiseStacks(Section):
+    """Which weights an encoder-decoder starts from."""
+
+    source: Literal["teacher"] = Field(alias="from", description="where the weights come from")
+    encoder: Blocks = Field(
+        default="uniform", description="blocks of the teacher's encoder to copy, strictly increasing"
+    )
+    decoder: Blocks = Field(
+        default="uniform", description="blocks of the teacher's decoder to copy, strictly increasing"
     )
 
 
@@ -223,7 +245,13 @@ class LossComponent(Component):
     """
 
     needs_labels: ClassVar[bool] = False
-    kinds: ClassVar[tuple[str, ...]] = ("classification", "regression", "token_classification", "mlm")
+    kinds: ClassVar[tuple[str, ...]] = (
+        "classification",
+        "regression",
+        "token_classification",
+        "mlm",
+        "text_to_text",
+    )
     weight: Positive | Schedule = Field(
         default=1.0,
         description="factor of this term in the total: a number, or {start, end, over}; a term that should "
@@ -259,6 +287,19 @@ Depths = Annotated[list[Count], Field(min_length=1)]
 """Blocks, numbered from 1."""
 
 
+class GenerationSettings(Section):
+    """How a text is written, token by token. What a model's own folder says of this is not used."""
+
+    beams: Count = Field(default=1, description="texts that are pursued side by side; 1: greedy")
+    length_penalty: Annotated[float, Field(allow_inf_nan=False)] = Field(
+        default=1.0, description="power of the length by which the score of a beam is divided"
+    )
+    min_length: Index = Field(default=0, description="fewest tokens that are written")
+    max_length: Count | None = Field(
+        default=None, description="most tokens that are written; default: max_target"
+    )
+
+
 class TaskSettings(Section):
     """The data and what is predicted from it. Paths are relative to the config's folder."""
 
@@ -279,9 +320,13 @@ class TaskSettings(Section):
     )
     text: Columns = Field(
         default="text",
-        description="text column, or two columns for a pair; for token_classification the list of words",
+        description="text column, or two columns for a pair; for token_classification the list of words, for "
+        "text_to_text the source",
     )
-    label: str = Field(default="label", description="label column; for token_classification the list of tags")
+    label: str = Field(
+        default="label",
+        description="label column; for token_classification the list of tags, for text_to_text the target",
+    )
     id: str | None = Field(
         default=None,
         description="column that names each row, once over all files; a file of predictions finds rows by it",
@@ -311,18 +356,41 @@ class TaskSettings(Section):
         description="tokens that teacher and student answer in training: the masked ones, or every one "
         "(DistilBERT); mlm only",
     )
+    prefix: str = Field(
+        default="",
+        description="put before each source, as in 'translate English to German: '; text_to_text only",
+    )
+    max_target: Annotated[int, Field(ge=2)] | None = Field(
+        default=None,
+        description="tokens of a target; longer ones are truncated and counted; default: max_length; "
+        "text_to_text only",
+    )
+    generation: GenerationSettings | None = Field(
+        default=None, description="how texts are written; default: greedily; text_to_text only"
+    )
     metric: (
         Literal["accuracy", "macro_f1", "mcc", "pearson", "spearman", "entity_f1", "cross_entropy"] | None
     ) = Field(
         default=None,
-        description="chooses the best weights; default accuracy, pearson for regression, entity_f1 for tags "
-        "that begin entities (B-)",
+        description="chooses the best weights; default accuracy (of tokens where texts are written), pearson "
+        "for regression, entity_f1 for tags that begin entities (B-)",
     )
 
     @property
     def single(self) -> dict[str, TaskSettings]:
         """This task, by where it stands in a recipe."""
         return {"task": self}
+
+    @property
+    def longest_target(self) -> int:
+        """Tokens of a target, its end included."""
+        return self.max_target or self.max_length
+
+    @property
+    def writing(self) -> GenerationSettings:
+        """How texts are written, with its length."""
+        told = self.generation or GenerationSettings()
+        return told.model_copy(update={"max_length": told.max_length or self.longest_target})
 
 
 class SeveralTasks(Section):
@@ -408,6 +476,26 @@ class CacheSettings(Section):
         "temperature of the losses",
     )
     limit_gb: Positive = Field(default=20.0, description="largest size on disk, in 10^9 bytes")
+
+
+class WrittenSettings(Section):
+    """Texts that the teacher writes for a phase's sources, as targets (Kim and Rush 2016): written once
+    before its training, by beam search, and kept on disk.
+    """
+
+    beams: Count = Field(default=5, description="texts that are pursued side by side; 1: greedy")
+    length_penalty: Annotated[float, Field(allow_inf_nan=False)] = Field(
+        default=1.0, description="power of the length by which the score of a beam is divided"
+    )
+    choose: Literal["best", "nearest"] = Field(
+        default="best",
+        description="of a beam: the text of the best score, or the one that is nearest to the target by "
+        "sentence BLEU (sequence-level interpolation)",
+    )
+    targets: Literal["replaced", "kept"] = Field(
+        default="replaced",
+        description="replaced: the phase trains on these texts alone; kept: on the rows' own targets too",
+    )
 
 
 class Augment(Section):
@@ -509,6 +597,11 @@ class Phase(Section):
     augment: Annotated[TinybertAugment | MaskedAugment, Field(discriminator="use")] | None = Field(
         default=None, description="add copies of the phase's rows in which words are replaced"
     )
+    written: WrittenSettings | None = Field(
+        default=None,
+        description="train on texts that the teacher writes, in the place of targets or beside them; "
+        "text_to_text only",
+    )
     epochs: Count = Field(default=3, description="passes over the phase's data")
     cache: CacheSettings | None = Field(
         default=None, description="keep the teacher's answers on disk; without it, it answers in every step"
@@ -561,6 +654,9 @@ class BenchSettings(Section):
     batch: Annotated[list[Count], Field(min_length=1)] = Field(default=[1, 8, 32], description="batch sizes")
     length: Annotated[list[Annotated[int, Field(ge=3)]], Field(min_length=1)] = Field(
         default=[16, 64, 128], description="tokens per example"
+    )
+    new_tokens: Count = Field(
+        default=32, description="tokens that a timed text has, whatever its end; text_to_text only"
     )
     backends: Annotated[list[Literal["pytorch", "onnxruntime"]], Field(min_length=1)] = Field(
         default=["pytorch", "onnxruntime"], description="runtimes to measure teacher and student in"

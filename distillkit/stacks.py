@@ -19,6 +19,11 @@ from distillkit.settings import Labels, RunConfig, place_of
 from distillkit.teachers.answers import WHERE, Packing
 from distillkit.types import Access, Spec
 
+_ANSWERED = {
+    "text_to_text": "text_to_text is answered by an encoder-decoder: use: pretrained, or use: seq2seq for a "
+    "student"
+}
+
 
 def build_stacks(config: RunConfig, base: Path) -> tuple[LossStack, ...]:
     """One stack per phase."""
@@ -42,11 +47,17 @@ def check_access(
     """The ladder of access, before anything is loaded: a loss that needs more than its teacher, its task or
     its phase's data gives is a ConfigError.
     """
+    if labels.kind not in teacher.kinds:
+        raise ConfigError(
+            f"teacher {config.teacher.use!r} answers {' and '.join(teacher.kinds)}, not {labels.kind}",
+            where="teacher.use",
+            hint=_ANSWERED.get(labels.kind, "use: pretrained answers every kind of task"),
+        )
     if labels.tasks:
         _check_tasks(config, teacher)
     for index, stack in enumerate(stacks):
         if config.phases[index].cache is not None:
-            _check_cached(stack, teacher)
+            _check_cached(stack, teacher, labels)
         _check_augment(config, index, teacher)
         if stack.needs_teacher:
             _check_added(config, index, teacher)
@@ -79,7 +90,7 @@ def check_student(config: RunConfig, student: StudentSource, labels: Labels) -> 
         raise ConfigError(
             f"student {config.student.use!r} answers {' and '.join(student.kinds)}, not {labels.kind}",
             where="student.use",
-            hint="use: transformer answers every kind of task",
+            hint=_ANSWERED.get(labels.kind, "use: transformer answers every other kind of task"),
         )
 
 
@@ -165,8 +176,14 @@ def _check_added(config: RunConfig, index: int, teacher: TeacherSource) -> None:
             )
 
 
-def _check_cached(stack: LossStack, teacher: TeacherSource) -> None:
+def _check_cached(stack: LossStack, teacher: TeacherSource, labels: Labels) -> None:
     """Raise ConfigError where the answers that a phase asks for cannot be kept, or none are asked for."""
+    if labels.kind == "text_to_text":
+        raise ConfigError(
+            "the answers to the tokens of a target are not kept on disk",
+            where=WHERE,
+            hint="leave `cache` out; texts that the teacher writes are kept (`written`)",
+        )
     if isinstance(teacher, LearningTeacherSource):
         raise ConfigError(
             "this teacher learns while the student does: its answers change with every step",

@@ -99,7 +99,7 @@ class Program(nn.Module, ABC):
             total = torch.stack(list(self.terms(rows).values())).sum()
             torch.autograd.grad(total, trained, allow_unused=True)
 
-        return counted(step) / rows.mask.numel()
+        return counted(step) / rows.num_places
 
     def figures(self, sums: Mapping[str, Tensor]) -> Mapping[str, float]:
         """Figures of a logged step beside its terms, from the sums over its micro-batches and ranks."""
@@ -443,8 +443,8 @@ class _Loop:
                 epoch=epoch + last_of_epoch,
                 index=0 if last_of_epoch else index + 1,
                 seconds=self.began.seconds + time.monotonic() - clock,
-                tokens=self.state.tokens + sum(micro.num_tokens for micro in micros),
-                padded=self.state.padded + sum(micro.mask.numel() for micro in micros),
+                tokens=self.state.tokens + sum(micro.num_read for micro in micros),
+                padded=self.state.padded + sum(micro.num_places for micro in micros),
                 scaler=self.scaler.state_dict() if self.scaler is not None else {},
                 skipped=self.state.skipped + 1 if skipped else 0,
             )
@@ -663,8 +663,8 @@ class _Window:
         self.start, self.real, self.all = time.monotonic(), 0, 0
 
     def add(self, micros: Sequence[Batch]) -> None:
-        self.real += sum(micro.num_tokens for micro in micros)
-        self.all += sum(micro.mask.numel() for micro in micros)
+        self.real += sum(micro.num_read for micro in micros)
+        self.all += sum(micro.num_places for micro in micros)
 
     @property
     def speed(self) -> float:
@@ -777,6 +777,9 @@ def _read(outputs: Outputs, reads: Reads) -> Iterator[Tensor]:
     yield outputs.logits
     for state in range(len(outputs.hidden)) if reads.states is None else reads.states:
         yield outputs.hidden[state]
+    every = range(len(outputs.decoder_hidden))
+    for state in every if reads.decoder_states is None else reads.decoder_states:
+        yield outputs.decoder_hidden[state]
     for block in range(len(outputs.attention)) if reads.blocks is None else reads.blocks:
         shown = outputs.attention[block]
         yield from (shown.query, shown.key, shown.value)

@@ -1,7 +1,8 @@
 """The few values that travel between modules. All frozen; all readable at a glance.
 
 Shape legend, used everywhere: B examples, L tokens, V vocabulary entries or classes, D width, H attention
-heads, N answers (an example each, or a scored token each).
+heads, N answers (an example each, or a scored token each); where a text is written, L tokens of the source
+and T of the target.
 """
 
 from __future__ import annotations
@@ -53,11 +54,13 @@ class Reads:
     blocks: numbered as in `Outputs.attention`, -1 is the last; None: all of them.
     temperatures: where the logits are read as the probabilities of a softmax and in no other way, its
         temperatures (none for their order alone); None: each logit counts as it is.
+    decoder_states: numbered as in `Outputs.decoder_hidden`; None: all of them.
     """
 
     states: frozenset[int] | None = frozenset()
     blocks: frozenset[int] | None = frozenset()
     temperatures: frozenset[float] | None = frozenset()
+    decoder_states: frozenset[int] | None = frozenset()
 
     def __or__(self, other: Reads) -> Reads:
         def joined(mine: frozenset[Any] | None, theirs: frozenset[Any] | None) -> frozenset[Any] | None:
@@ -67,11 +70,14 @@ class Reads:
             joined(self.states, other.states),
             joined(self.blocks, other.blocks),
             joined(self.temperatures, other.temperatures),
+            joined(self.decoder_states, other.decoder_states),
         )
 
 
 IGNORED = -100
 """Label of a token that has none."""
+TARGET_IDS = "target_ids"
+"""Name of the input that holds a target."""
 
 Swap = Mapping[int, Callable[[Tensor], Tensor]]
 """Block index (0-based) -> function of that block's output `[B, L, D]`; keys are the blocks to intervene on.
@@ -83,12 +89,14 @@ class Batch:
     """What a forward and a loss may know of a set of examples.
 
     inputs: what the model takes, by name (`input_ids` `[B, L]`, `attention_mask` `[B, L]`, `token_type_ids`
-        `[B, L]`).
-    labels: `[B]` class ids (int64) or targets (float32); `[B, L]` class or vocabulary ids for token tasks
-        (IGNORED where a position has none); None: unlabelled.
+        `[B, L]`, or where a text is written instead of these types `target_ids` `[B, T]`, the target itself:
+        a model puts its own first token before it).
+    labels: `[B]` class ids (int64) or targets (float32); `[B, L]` class or vocabulary ids for token tasks,
+        `[B, T]` of a target (IGNORED where a position has none); None: unlabelled.
     mask: `[B, L]` bool, True at real tokens, the positions that hidden-state losses count.
     ids: `[B]` int64 stable example ids, so that teacher outputs can be cached and joined.
-    scored: `[B, L]` bool, the tokens that a model answers, for token tasks; None: it answers whole examples.
+    scored: `[B, L]` bool, the tokens that a model answers, for token tasks, `[B, T]` the real tokens of a
+        target; None: it answers whole examples.
     epoch: which pass over the data this is; keys random choices together with seed and ids.
     sequence_labels: `[B]` int64, a label of each sequence beside the labels of its tokens (NSP); None where
         there is none.
@@ -130,8 +138,19 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """Real (unpadded) tokens."""
+        """Real (unpadded) tokens; of sources, where texts are written."""
         return int(self.mask.sum())
+
+    @property
+    def num_read(self) -> int:
+        """Real tokens of sources and targets together."""
+        return self.num_tokens + (self.num_answers if TARGET_IDS in self.inputs else 0)
+
+    @property
+    def num_places(self) -> int:
+        """The same with padding."""
+        targets = self.inputs[TARGET_IDS].numel() if TARGET_IDS in self.inputs else 0
+        return self.mask.numel() + targets
 
     def to(self, device: torch.device) -> Batch:
         return replace(
@@ -186,6 +205,8 @@ class Outputs:
     hidden: num_layers + 1 tensors `[B, L, D]`; `hidden[0]` is the embedding output, `hidden[l]` the output of
         block l. With Access.FINAL_STATES it holds one tensor, the last. Empty where not asked for.
     attention: num_layers Projections, `attention[b]` those of block b + 1. Empty where not asked for.
+    decoder_hidden: of a model that writes text, decoder_layers + 1 tensors `[B, T, D]`, numbered and asked
+        for as `hidden`, which then holds the encoder's; position t has read the target up to t - 1.
     exits: what each exit says, the shallowest first and the model's own answer last: logits, and as `hidden`
         the two states `[B, L, D]` that it reads and that its classifier reads. Empty where not asked for.
     """
@@ -194,6 +215,7 @@ class Outputs:
     hidden: Sequence[Tensor] = ()
     attention: Sequence[Projections] = ()
     exits: Sequence[Outputs] = ()
+    decoder_hidden: Sequence[Tensor] = ()
 
 
 IMPOSSIBLE = -8192.0
@@ -232,6 +254,8 @@ class Spec:
     it shows the queries, keys and values of its blocks (`Outputs.attention`). num_ids: token ids that it
     reads, where several share one of its `vocab_size` rows; 0: each has its own. exits: the blocks, from 1,
     after which it may answer beside the last. causal: a token's states know nothing of what comes after it.
+    decoder_layers: blocks of the decoder of a model that writes text; `num_layers` are then the encoder's,
+    and both have the same width and heads.
     """
 
     num_layers: int
@@ -246,6 +270,7 @@ class Spec:
     num_ids: int = 0
     exits: tuple[int, ...] = ()
     causal: bool = False
+    decoder_layers: int = 0
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ OTHERS = {
     "benchmarks/results": "What the scripts above measured, with hardware, versions and seeds",
     "docs/architecture.md": "The words, the imports, one way through",
     "docs/pretraining.md": "BERT and the families around it: settings, ablations, what is logged",
+    "docs/seq2seq.md": "Texts from texts: answers, students, written targets, the two graphs",
     "docs/regimes.md": "Several teachers, chains, peers and black boxes",
     "docs/runtime.md": "An artifact without torch: from Python, on files, behind HTTP",
     "docs/how-to-add-a-loss.md": "A loss in one file",

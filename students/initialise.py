@@ -10,14 +10,13 @@ from torch import Tensor
 
 from distillkit.encoder import Encoder, copy_weights
 from distillkit.errors import ConfigError
-from distillkit.settings import Initialise
+from distillkit.settings import Blocks
 
 
-def chosen_blocks(settings: Initialise, *, student_layers: int, teacher_layers: int) -> list[int]:
+def chosen_blocks(layers: Blocks, *, student_layers: int, teacher_layers: int, where: str) -> list[int]:
     """Teacher blocks, numbered from 1, one for each student block. Raises ConfigError where they do
     not fit."""
-    where = "student.initialise.layers"
-    if settings.layers == "uniform":
+    if layers == "uniform":
         if student_layers > teacher_layers:
             raise ConfigError(
                 f"the student has {student_layers} layers, the teacher {teacher_layers}",
@@ -25,7 +24,7 @@ def chosen_blocks(settings: Initialise, *, student_layers: int, teacher_layers: 
                 hint="leave `initialise` out",
             )
         return [block * teacher_layers // student_layers for block in range(1, student_layers + 1)]
-    blocks = list(settings.layers)
+    blocks = list(layers)
     for block in blocks:
         if not 1 <= block <= teacher_layers:
             raise ConfigError(

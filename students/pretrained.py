@@ -1,5 +1,5 @@
-"""A student that starts from the body of any Hugging Face encoder folder: the student of a run without
-labels, or a small published model.
+"""A student that starts from the body of any Hugging Face encoder folder, or from an encoder-decoder: the
+student of a run without labels, or a small published model.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from transformers import PreTrainedTokenizerBase
 
 from distillkit.data.tokenizers import load_tokenizer
 from distillkit.data.vocabularies import check_agreement, read_otherwise
-from distillkit.encoder import Encoder, folder_digest, load_body, load_config, spec_of
+from distillkit.encoder import folder_digest, load_config
 from distillkit.errors import ConfigError, ModelError
 from distillkit.model import Student, StudentSource, Teacher
+from distillkit.opening import OPENINGS, open_model
 from distillkit.settings import EVERY_KIND, Folder, Labels
 from distillkit.types import Finding
 
 
 class Pretrained(StudentSource):
     """A Hugging Face encoder folder (safetensors only) whose body starts the student; its head is fresh, or
-    the folder's own on an mlm task.
+    the folder's own on an mlm task. A task on texts takes the folder of an encoder-decoder, whole.
 
     The run feeds it the teacher's token ids, so every id must be the same token in both tokenizers.
 
@@ -39,7 +40,8 @@ class Pretrained(StudentSource):
     def build(
         self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, teacher: Teacher
     ) -> Student:
-        spec = spec_of(load_config(self.path))
+        opening = OPENINGS[labels.kind]
+        spec = opening.spec(load_config(self.path))
         if max_length > spec.max_length:
             raise ConfigError(
                 f"max_length {max_length} is more than the student's {spec.max_length} positions",
@@ -54,10 +56,10 @@ class Pretrained(StudentSource):
                 hint="they belong to different models",
             )
         check_agreement(tokenizer, own, where=str(self.path))
-        return load_body(self.path, labels)
+        return opening.start(self.path, labels)
 
     def load(self, folder: Path) -> Student:
-        return Encoder.load(folder)
+        return open_model(folder)
 
     def findings(
         self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, ...]]

@@ -13,7 +13,7 @@ from transformers import BertConfig, ElectraConfig, PretrainedConfig, PreTrained
 from distillkit.encoder import Encoder, fresh, names_of
 from distillkit.errors import ConfigError
 from distillkit.model import Material, Student, StudentSource, Teacher
-from distillkit.settings import EVERY_KIND, Count, Fraction, Initialise, Labels
+from distillkit.settings import ENCODER_KINDS, Count, Fraction, Initialise, Labels
 from distillkit.students.initialise import chosen_blocks, from_blocks
 from distillkit.students.layers import teacher_encoder
 from distillkit.students.narrowing import check_family, narrow
@@ -54,7 +54,7 @@ class Transformer(StudentSource):
         initialise: Teacher blocks to start from; a smaller width, ffn or number of heads keeps the best part.
     """
 
-    kinds = EVERY_KIND
+    kinds = ENCODER_KINDS
 
     def __init__(
         self,
@@ -140,7 +140,12 @@ class Transformer(StudentSource):
 
     def _blocks(self, teacher: Spec) -> list[int]:
         assert self.initialise is not None
-        return chosen_blocks(self.initialise, student_layers=self.layers, teacher_layers=teacher.num_layers)
+        return chosen_blocks(
+            self.initialise.layers,
+            student_layers=self.layers,
+            teacher_layers=teacher.num_layers,
+            where="student.initialise.layers",
+        )
 
     def _cut_config(self, model: Encoder) -> PretrainedConfig:
         """The teacher's config in the student's sizes."""

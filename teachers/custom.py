@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from distillkit.data.tokenizers import load_tokenizer, tokenizer_key, train_wordpiece
 from distillkit.errors import DivergedError, ModelError
 from distillkit.model import Teacher, TeacherSource
-from distillkit.settings import Labels
+from distillkit.settings import EVERY_KIND, Labels
 from distillkit.types import Access, Batch, Outputs, Spec, Swap, Want
 
 Function = Callable[[Batch], Mapping[str, Tensor]]
@@ -38,6 +38,8 @@ class Custom(TeacherSource):
     a WordPiece is trained on the task's texts, for callables that read `batch.texts`); version: identifies
     its weights: another version reruns the stages that depend on it.
     """
+
+    kinds = EVERY_KIND
 
     def __init__(
         self, function: Function, *, spec: Spec, version: str, tokenizer: Path | None = None

@@ -8,10 +8,11 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from distillkit.data.tokenizers import load_tokenizer
-from distillkit.encoder import Encoder, folder_digest, label_names
+from distillkit.encoder import folder_digest, label_names
 from distillkit.errors import MissingError, ModelError
 from distillkit.model import Student, StudentSource, TrainableTeacherSource
-from distillkit.settings import Folder, Labels, OptionalStudent
+from distillkit.opening import open_model
+from distillkit.settings import EVERY_KIND, Folder, Labels, OptionalStudent
 
 
 class Distilled(TrainableTeacherSource):
@@ -22,6 +23,7 @@ class Distilled(TrainableTeacherSource):
         student: What its student is, as that run's `student` section says; not needed for transformers.
     """
 
+    kinds = EVERY_KIND
     mechanical = {"path"}  # noqa: RUF012 - read from the source; the student counts by its content
 
     def __init__(self, *, path: Folder, student: OptionalStudent = None) -> None:
@@ -52,7 +54,7 @@ class Distilled(TrainableTeacherSource):
         return self.load(self._folder())
 
     def load(self, folder: Path) -> Student:
-        return Encoder.load(folder) if self._student is None else self._student.load(folder)
+        return open_model(folder) if self._student is None else self._student.load(folder)
 
     def _folder(self) -> Path:
         folder = self.path / "student"

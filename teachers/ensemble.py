@@ -25,7 +25,7 @@ from distillkit.data.tokenizers import load_tokenizer, tokenizer_digest
 from distillkit.errors import ConfigError, DivergedError, MissingError, ModelError
 from distillkit.files import read_manifest
 from distillkit.model import Student, Teacher, TeacherSource
-from distillkit.settings import Labels, Name, Positive, Teachers
+from distillkit.settings import EVERY_KIND, Labels, Name, Positive, Teachers
 from distillkit.types import IGNORED, Access, Batch, Finding, Outputs, Spec, Swap, Want, restricted
 
 
@@ -74,6 +74,8 @@ class Ensemble(TeacherSource):
         alone = len(self.members) == 1 and combine != "task"
         self.access = min(one.access for one in self.members.values()) if alone else Access.SCORES
         self.access = min(self.access, Access.SCORES)
+        kinds = [set(one.kinds) for one in self.members.values()]
+        self.kinds = tuple(kind for kind in EVERY_KIND if all(kind in one for one in kinds))
         found = {one.rows_only for one in self.members.values()}
         self.rows_only = "id" if "id" in found else "text" if "text" in found else ""
         self._root: Path | None = None

@@ -1,4 +1,6 @@
-"""Any Hugging Face encoder folder as a teacher: already fine-tuned, or fine-tuned here."""
+"""Any Hugging Face encoder folder, or an encoder-decoder, as a teacher: already fine-tuned, or fine-tuned
+here.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +12,12 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from distillkit.data.tokenizers import load_tokenizer
-from distillkit.encoder import (
-    Encoder,
-    folder_digest,
-    load_body,
-    load_config,
-    spec_of,
-    stored_weights,
-)
+from distillkit.encoder import Encoder, folder_digest, load_config, stored_weights
 from distillkit.errors import ConfigError, ModelError
 from distillkit.heads import HEADS
 from distillkit.model import Student, TrainableTeacherSource
-from distillkit.settings import FinetuneSettings, Folder, Labels
+from distillkit.opening import OPENINGS, open_model
+from distillkit.settings import EVERY_KIND, FinetuneSettings, Folder, Labels
 from distillkit.types import Finding
 
 
@@ -31,8 +27,10 @@ class Pretrained(TrainableTeacherSource):
     Settings:
         path: Folder with config.json, *.safetensors and tokenizer files.
         finetune: Train it on the task first; without it the folder's own head must answer the task. An mlm
-            task always takes the folder's own head.
+            task always takes the folder's own head, and a task on texts an encoder-decoder as it is.
     """
+
+    kinds = EVERY_KIND
 
     def __init__(self, *, path: Folder, finetune: FinetuneSettings | None = None) -> None:
         self.path, self.finetune = Path(path), finetune
@@ -43,7 +41,7 @@ class Pretrained(TrainableTeacherSource):
 
     def tokenizer(self, corpus: Iterable[str]) -> PreTrainedTokenizerBase:
         tokenizer = load_tokenizer(self.path)
-        rows = spec_of(load_config(self.path)).vocab_size
+        rows = load_config(self.path).vocab_size
         if len(tokenizer) > rows:
             raise ModelError(
                 f"the tokenizer has {len(tokenizer)} entries, the embeddings {rows} rows",
@@ -55,15 +53,16 @@ class Pretrained(TrainableTeacherSource):
     def classifier(
         self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, pretrained: Path | None
     ) -> Student:
-        limit = spec_of(load_config(self.path)).max_length
+        opening = OPENINGS[labels.kind]
+        limit = opening.spec(load_config(self.path)).max_length
         if max_length > limit:
             raise ConfigError(
                 f"max_length {max_length} is more than the model's {limit} positions",
                 where="task.max_length",
                 hint=f"at most {limit}",
             )
-        if self.finetune is not None or labels.kind == "mlm":
-            return load_body(self.path, labels)
+        if self.finetune is not None or opening.own_head:
+            return opening.start(self.path, labels)
         if not any("classifier" in name or "score" in name for name in stored_weights(self.path)):
             raise ModelError(
                 "the folder has no classification head: it was never trained on a task",
@@ -81,7 +80,7 @@ class Pretrained(TrainableTeacherSource):
         return model
 
     def load(self, folder: Path) -> Student:
-        return Encoder.load(folder)
+        return open_model(folder)
 
     def findings(self, labels: Labels) -> Sequence[Finding]:
         if self.finetune is not None or labels.kind != "classification":

@@ -232,4 +232,5 @@ def test_every_kind_has_a_place_in_the_schema() -> None:
         "regression",
         "token_classification",
         "mlm",
+        "text_to_text",
     ]

@@ -20,13 +20,20 @@ from numpy.typing import NDArray
 from distillkit.answers import KEPT
 from distillkit.bench.samples import load_samples
 from distillkit.bench.timing import Opened, measure_opened
-from distillkit.encoder import Encoder
+from distillkit.bench.writing import writing_cell
 from distillkit.errors import DistillkitError, MissingError
 from distillkit.export.bundle import MODEL
+from distillkit.export.decoding import DECODER, ENCODER, OnnxWriter
 from distillkit.export.parity import run as run_session
 from distillkit.flops import flops_per_example
+from distillkit.opening import open_model
 from distillkit.runtime.session import open_session
+from distillkit.settings import GenerationSettings
 from distillkit.types import Batch, Want
+from distillkit.writing import write_tokens
+
+TOKENS = "tokens.json"
+"""What a model that writes wrote for each sample."""
 
 
 def serve(measure: Callable[[Mapping[str, Any]], dict[str, Any]], arguments: list[str]) -> int:
@@ -47,9 +54,17 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     opened = OPEN[request["backend"]](Path(request["folder"]), request["provider"], request["threads"])
     loaded = time.perf_counter() - start
     opened.peak = lambda: _peak_memory(request["provider"])
-    samples = load_samples(Path(request["samples"]))
+    scratch = Path(request["samples"])
+    samples = load_samples(scratch)
+    device = torch.device(request["provider"])
+    how = None if request["writing"] is None else GenerationSettings(**request["writing"])
+    if how is not None and opened.writer is not None:
+        opened.cell = writing_cell(opened.writer, device, how)
     told, answers = measure_opened(opened, samples, request["settings"], KEPT[request["kind"]])
-    np.save(Path(request["samples"]) / "answers.npy", answers, allow_pickle=False)
+    np.save(scratch / "answers.npy", answers, allow_pickle=False)
+    if how is not None and opened.writer is not None:
+        texts = write_tokens(opened.writer, samples, how, device=device)
+        (scratch / TOKENS).write_text(json.dumps(texts))
     return {**told, "load_seconds": loaded}
 
 
@@ -57,7 +72,7 @@ def _open_pytorch(folder: Path, provider: str, threads: int) -> Opened:
     if provider == "cuda" and not torch.cuda.is_available():
         raise MissingError("PyTorch has no CUDA device here", where="bench.provider")
     device = torch.device(provider)
-    model = Encoder.load(folder).eval().to(device)
+    model = open_model(folder).eval().to(device)
     want = Want()
 
     def forward(batch: Batch) -> NDArray[np.float32]:
@@ -73,16 +88,29 @@ def _open_pytorch(folder: Path, provider: str, threads: int) -> Opened:
     )
     opened.parameters = sum(parameter.numel() for parameter in model.parameters())
     opened.flops = lambda batch: flops_per_example(model, batch.to(device))
+    opened.writer = model.writer
     return opened
 
 
 def _open_onnxruntime(folder: Path, provider: str, threads: int) -> Opened:
+    if (folder / DECODER).is_file():
+        return _open_graphs(folder, provider, threads)
     session = open_session(folder / MODEL, provider=provider, threads=threads)  # type: ignore[arg-type]
     config = json.loads((folder / "config.json").read_text())
     size = (folder / MODEL).stat().st_size
     return Opened(
         lambda batch: run_session(session, batch), session.get_providers()[0], size, config["max_length"]
     )
+
+
+def _open_graphs(folder: Path, provider: str, threads: int) -> Opened:
+    """An encoder and a decoder."""
+    made = OnnxWriter.open(folder, threads=threads, provider=provider)  # type: ignore[arg-type]
+    config = json.loads((folder / "config.json").read_text())
+    size = sum((folder / name).stat().st_size for name in (ENCODER, DECODER))
+    opened = Opened(made.logits, made.provider_name, size, config["max_length"])
+    opened.writer = made
+    return opened
 
 
 OPEN: Mapping[str, Callable[[Path, str, int], Opened]] = {

@@ -28,6 +28,7 @@ from distillkit import evaluate
 from distillkit.answers import KEPT
 from distillkit.bench.samples import save_samples
 from distillkit.bench.timing import Opened, measure_opened
+from distillkit.bench.writing import Texts
 from distillkit.data.batching import Encoded
 from distillkit.errors import MissingError
 from distillkit.metrics import Measured
@@ -61,7 +62,9 @@ class Variant:
 
 @dataclass(frozen=True)
 class Cell:
-    """One batch x length. Times are milliseconds for the whole batch; spread is (p95 - p50) / p50."""
+    """One batch x length. Times are milliseconds for the whole batch; spread is (p95 - p50) / p50. Of a model
+    that writes texts: of whole texts, with tokens a second and the median time until the first token.
+    """
 
     batch: int
     length: int
@@ -71,6 +74,8 @@ class Cell:
     examples_per_s: float
     iterations: int
     spread: float
+    tokens_per_s: float | None = None
+    first_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -105,11 +110,13 @@ def bench(
     *,
     seed: int,
     command: Sequence[str],
+    texts: Texts | None = None,
     between: Callable[[], None] = lambda: None,
 ) -> list[Measurement]:
     """Measure every variant with `command` request.json result.json, and write folder/measurements.json.
 
-    between: called while a process measures; what it raises ends that process and this call.
+    texts: how models write, where they do, and how that is scored; between: called while a process measures;
+    what it raises ends that process and this call.
     """
     provider = _provider(settings)
     threads = settings.threads or physical_cores()
@@ -140,6 +147,7 @@ def bench(
                 "provider": provider,
                 "threads": threads,
                 "kind": labels.kind,
+                "writing": None if texts is None else texts.how.model_dump(mode="json"),
                 "samples": scratch,
                 "settings": settings.model_dump(mode="json"),
             }
@@ -150,7 +158,8 @@ def bench(
                 rows.append(replace(bare, status=reason))
                 continue
             answers = np.load(Path(scratch) / "answers.npy", allow_pickle=False)
-            row = _measured(bare, result, evaluate.score(labels, _gold(samples), answers, seed=seed))
+            scores = evaluate.score(labels, _gold(samples), answers, seed=seed)
+            row = _measured(bare, result, {**scores, **_of_texts(texts, Path(scratch))})
             if variant.format == "fp32":
                 plain[variant.role, variant.backend] = answers
             elif (variant.role, variant.backend) in plain:
@@ -175,6 +184,16 @@ def bench(
     }
     (folder / "measurements.json").write_text(json.dumps(content, indent=1))
     return rows
+
+
+def _of_texts(texts: Texts | None, scratch: Path) -> Mapping[str, Measured]:
+    """The metrics of what a process wrote; none where it writes nothing."""
+    path = scratch / "tokens.json"
+    if texts is None or not path.is_file():
+        return {}
+    scores = texts.score(json.loads(path.read_text()))
+    path.unlink()
+    return scores
 
 
 def run_child(

@@ -5,13 +5,20 @@ may have where there are several tasks; no text and no label of a row.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from distillkit.data.batching import Encoded
-from distillkit.data.scoring import LabelledTokens, WholeExamples
+from distillkit.data.scoring import LabelledTokens, Scoring, TargetTokens, WholeExamples
 from distillkit.data.tasks import TaskOfRows
+
+_SCORINGS: Mapping[str, Scoring] = {
+    "examples": WholeExamples(),
+    "tokens": LabelledTokens(),
+    "targets": TargetTokens(),
+}
 
 
 def save_samples(samples: Encoded, folder: Path) -> None:
@@ -23,7 +30,8 @@ def save_samples(samples: Encoded, folder: Path) -> None:
     if samples.tasks is not None:
         np.save(folder / "task.npy", samples.tasks.task, allow_pickle=False)
         np.save(folder / "classes.npy", samples.tasks.classes, allow_pickle=False)
-    (folder / "samples.json").write_text(json.dumps({"pad_id": samples.pad_id}))
+    scoring = next(name for name, one in _SCORINGS.items() if type(one) is type(samples.scoring))
+    (folder / "samples.json").write_text(json.dumps({"pad_id": samples.pad_id, "scoring": scoring}))
 
 
 def load_samples(folder: Path) -> Encoded:
@@ -31,8 +39,8 @@ def load_samples(folder: Path) -> Encoded:
     arrays = {
         name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("tokens", "types", "offsets")
     }
-    labels = folder / "labels.npy"  # there where tokens are answered, and says which
-    by_token = labels.is_file()
+    told = json.loads((folder / "samples.json").read_text())
+    scoring = _SCORINGS[told["scoring"]]
     rows = len(arrays["offsets"]) - 1
     tasks = None
     if (folder / "task.npy").is_file():
@@ -40,13 +48,13 @@ def load_samples(folder: Path) -> Encoded:
         tasks = TaskOfRows(task, classes, exponent=1.0)  # nothing is drawn there
     return Encoded(
         **arrays,
-        labels=np.load(labels, allow_pickle=False) if by_token else None,
+        labels=np.load(folder / "labels.npy", allow_pickle=False) if scoring.by_token else None,
         ids=np.arange(rows),
         texts=((),) * rows,
-        pad_id=json.loads((folder / "samples.json").read_text())["pad_id"],
+        pad_id=told["pad_id"],
         truncated=0,
         unknown=0,
         digest="",
-        scoring=LabelledTokens() if by_token else WholeExamples(),
+        scoring=scoring,
         tasks=tasks,
     )

@@ -13,16 +13,19 @@ from numpy.typing import NDArray
 from distillkit.answers import Keep, collect
 from distillkit.data.batching import Encoded
 from distillkit.export.parity import exact_batch
+from distillkit.model import Writer
 from distillkit.types import Batch
 
 Forward = Callable[[Batch], NDArray[np.float32]]
+Cell = Callable[[Batch, Mapping[str, Any]], dict[str, Any]]
 _EVALUATION_TOKENS = 2048
 
 
 class Opened:
     """A loaded model: its forward from a CPU batch to logits on the CPU, and what is known of it.
 
-    prepare: what is done to a timed batch before the clock runs; peak: the peak memory so far, in bytes.
+    prepare: what is done to a timed batch before the clock runs; cell: what is timed of a batch, and how (by
+    default its forward); peak: the peak memory so far, in bytes; writer: what writes texts.
     """
 
     def __init__(self, forward: Forward, provider: str, size: int | None, max_length: int) -> None:
@@ -31,6 +34,8 @@ class Opened:
         self.flops: Callable[[Batch], float] | None = None
         self.peak: Callable[[], int] | None = None
         self.prepare: Callable[[Batch], Batch] = lambda batch: batch
+        self.cell: Cell = lambda batch, settings: time_cell(self.forward, batch, settings)
+        self.writer: Writer | None = None
 
 
 def measure_opened(
@@ -39,7 +44,7 @@ def measure_opened(
     """What was measured, by name, and what is kept of every answer to the samples."""
     lengths = [length for length in settings["length"] if length <= opened.max_length]
     cells = [
-        time_cell(opened.forward, opened.prepare(exact_batch(samples, batch, length)), settings)
+        opened.cell(opened.prepare(exact_batch(samples, batch, length)), settings)
         for batch in settings["batch"]
         for length in lengths
     ]
@@ -56,7 +61,9 @@ def measure_opened(
     return told, predict(opened.forward, samples, keep)
 
 
-def time_cell(forward: Forward, batch: Batch, settings: Mapping[str, Any]) -> dict[str, Any]:
+def time_cell(
+    forward: Callable[[Batch], object], batch: Batch, settings: Mapping[str, Any]
+) -> dict[str, Any]:
     """Warm-up, then at least `iterations` runs and `seconds` seconds; percentiles over single runs."""
     for _ in range(settings["warmup"]):
         forward(batch)

@@ -67,9 +67,9 @@ class Encoded:
     """Rows as token ids, ragged and memory-mapped.
 
     tokens: flat int32; types: flat int8, the segment of each token; offsets: int64 `[n + 1]`; labels: `[n]`
-    as in `Rows`, or flat, one of each token; ids as in `Rows`, positions where rows were cut into sequences;
-    truncated: rows cut at the maximal length; unknown: tokens that are [UNK]; scoring: what a model answers;
-    tasks: as in `Rows`.
+    as in `Rows`, or flat, one of each token (a target stands behind its source); ids as in `Rows`, positions
+    where rows were cut into sequences; truncated: rows cut at the maximal length; unknown: tokens that are
+    [UNK]; scoring: what a model answers; tasks: as in `Rows`.
     """
 
     tokens: NDArray[np.int32]
@@ -161,20 +161,15 @@ def collate(encoded: Encoded, rows: NDArray[np.int64], *, epoch: int = 0) -> Bat
     ids_BL = np.full(mask_BL.shape, encoded.pad_id, dtype=np.int64)
     types_BL = np.zeros(mask_BL.shape, dtype=np.int64)
     ids_BL[mask_BL], types_BL[mask_BL] = encoded.tokens[flat], encoded.types[flat]
-    padded = Padded(rows, encoded.ids[rows], ids_BL, mask_BL, flat, epoch)
+    padded = Padded(rows, encoded.ids[rows], ids_BL, types_BL, mask_BL, flat, epoch, encoded.pad_id)
     asked = encoded.scoring.asked(padded, encoded.labels)
-    mask = torch.from_numpy(mask_BL)
     return Batch(
-        inputs={
-            "input_ids": torch.from_numpy(asked.ids_BL),
-            "attention_mask": mask.long(),
-            "token_type_ids": torch.from_numpy(types_BL),
-        },
+        inputs={name: torch.from_numpy(value) for name, value in asked.inputs.items()},
         labels=None if asked.labels is None else torch.from_numpy(asked.labels),
-        mask=mask,
+        mask=torch.from_numpy(asked.real_BL),
         ids=torch.from_numpy(encoded.ids[rows]),
         texts=tuple(encoded.texts[row] for row in rows),
-        full=bool(lengths.min() == width),
+        full=bool(asked.real_BL.all()),
         epoch=epoch,
         scored=None if asked.scored_BL is None else torch.from_numpy(asked.scored_BL),
         allowed=None if encoded.tasks is None else torch.from_numpy(encoded.tasks.allowed(rows)),

@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from distillkit.data.scoring import LabelledTokens, MaskedTokens, Scoring, UnlabelledTokens, WholeExamples
+from distillkit.data.scoring import (
+    SOURCE,
+    TARGET,
+    LabelledTokens,
+    MaskedTokens,
+    Scoring,
+    TargetTokens,
+    UnlabelledTokens,
+    WholeExamples,
+)
 from distillkit.data.tokenizers import in_text
 from distillkit.errors import ModelError
 from distillkit.types import IGNORED
@@ -136,6 +145,37 @@ class Words(Layout):
 
 
 @dataclass(frozen=True)
+class TextToText(Layout):
+    """A source, and behind it the target that is its label: segments of their own, of at most max_length and
+    `max_target` tokens. `prefix` is put before every source.
+    """
+
+    prefix: str
+    max_target: int
+
+    def pieces(
+        self, texts: Texts, labels: NDArray[Any] | None, tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> Pieces:
+        assert labels is not None, "a row without a target says nothing of what is to be answered"
+        sources: Any = tokenizer([self.prefix + text for (text,) in texts], **_cut_at(max_length))
+        targets: Any = tokenizer(text_target=list(labels), **_cut_at(self.max_target))
+        _check_ends(targets["input_ids"], tokenizer)
+        both = [(left, right) for left, right in zip(sources["input_ids"], targets["input_ids"], strict=True)]
+        tokens = np.fromiter(chain.from_iterable(chain.from_iterable(both)), dtype=np.int32)
+        sizes = [len(part) for pair in both for part in pair]
+        types = np.repeat(np.tile(np.asarray([SOURCE, TARGET], dtype=np.int8), len(both)), sizes)
+        cut = sum(
+            bool(left.overflowing or right.overflowing)
+            for left, right in zip(sources.encodings, targets.encodings, strict=True)
+        )
+        gold = np.where(types == TARGET, tokens, IGNORED).astype(np.int32)
+        return Pieces(tokens, types, gold, [len(left) + len(right) for left, right in both], cut)
+
+    def scoring(self, tokenizer: PreTrainedTokenizerBase, *, labelled: bool) -> Scoring:
+        return TargetTokens()
+
+
+@dataclass(frozen=True)
 class Documents(Layout):
     """Documents of sentences, packed: as many whole sentences of one document as fit make a sequence; a
     sentence that is too long by itself is cut into several, so that no token is lost.
@@ -201,6 +241,27 @@ def _packed(sentences: Sequence[Sequence[int]], room: int) -> Iterator[list[int]
             run.extend(sentence)
     if run:
         yield run
+
+
+def _cut_at(max_length: int) -> dict[str, Any]:
+    """How a tokenizer is asked for texts of so many tokens."""
+    return {
+        "truncation": True,
+        "max_length": max_length,
+        "return_attention_mask": False,
+        "verbose": False,
+    }
+
+
+def _check_ends(targets: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ModelError where a model could not learn when a text is over."""
+    end = tokenizer.eos_token_id
+    if end is None or any(not target or target[-1] != end for target in targets):
+        raise ModelError(
+            "this tokenizer does not put an end token behind a text: what is written would never end",
+            where="tokenizer",
+            hint="take the tokenizer of a T5 or BART",
+        )
 
 
 def _split_words(texts: Texts, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Any:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distillkit.data import layouts
 from distillkit.data.builtin import builtin_table
 from distillkit.data.corpora import corpus_digest, documents
 from distillkit.data.hub import hub_table
@@ -76,9 +77,9 @@ class TaskOfRows:
 @dataclass(frozen=True)
 class Rows:
     """One split. ids: `[n]` int64, stable example ids (rows of the file, or `row_id`); texts: a tuple per
-    row, of its segments, words or sentences; labels: `[n]` class ids (int64) or targets (float32), for words
-    one after the other, None where unlabelled; digest: content hash; layout: how rows become tokens; tasks:
-    which of several tasks each row is of.
+    row, of its segments, words or sentences; labels: `[n]` class ids (int64), targets (float32) or texts
+    (object), for words one after the other, None where unlabelled; digest: content hash; layout: how rows
+    become tokens; tasks: which of several tasks each row is of.
     """
 
     ids: NDArray[np.int64]
@@ -352,6 +353,28 @@ class MaskedLanguageModel(Kind):
         return None
 
 
+class TextToText(Kind):
+    """Another text for each text. The cells of a row are the source and the target."""
+
+    def layout(self, settings: TaskSettings, seed: int) -> Layout:
+        return layouts.TextToText(settings.prefix, settings.longest_target)
+
+    def labels(self, settings: TaskSettings, train: Table) -> Labels:
+        return Labels(kind="text_to_text")
+
+    def answer(self, cell: Any, labels: Labels, texts: tuple[str, ...]) -> str:
+        if cell is None or (isinstance(cell, str) and not cell.strip()):
+            raise ValueError("the target is missing")
+        if not isinstance(cell, str):
+            raise ValueError(f"the target is {type(cell).__name__} {shown(cell)}, not text")
+        if surrogate := half_character(cell):
+            raise ValueError(surrogate)
+        return cell
+
+    def array(self, answers: Sequence[Any]) -> NDArray[Any]:
+        return np.asarray(answers, dtype=object)
+
+
 class _Unlabelled(Kind):
     """Whole texts that no answer stands beside; a label column is not read."""
 
@@ -381,6 +404,7 @@ KINDS: Mapping[str, Kind] = {
     "regression": Regression(),
     "token_classification": TokenClassification(),
     "mlm": MaskedLanguageModel(),
+    "text_to_text": TextToText(),
 }
 
 

@@ -75,18 +75,49 @@ def _write(
     """
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=longest)
     shapes = {name: {0: batch, 1: length} for name in example}
+    exported(
+        module,
+        path,
+        example,
+        shapes,
+        inputs=list(example),
+        outputs=outputs,
+        opset=opset,
+        metadata=metadata,
+        run=longest is not None,
+    )
+
+
+def exported(
+    module: torch.nn.Module,
+    path: Path,
+    example: Mapping[str, Any],
+    shapes: Mapping[str, Any],
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    opset: int,
+    metadata: Mapping[str, str],
+    run: bool = False,
+) -> None:
+    """Write a module as `path`, weights inside; `shapes` name the dimensions of the example that may differ.
+    run: trace it by running it, for which each dimension needs its largest size. Raises ExportError (10)
+    where the exporter cannot follow.
+    """
     try:
         with _quiet():
             model: Any = module
-            how: dict[str, Any] = {"kwargs": dict(example), "dynamic_shapes": shapes}
-            if longest is not None:
-                model = torch.export.export(module, (), dict(example), dynamic_shapes=shapes, strict=False)
+            how: dict[str, Any] = {"kwargs": dict(example), "dynamic_shapes": dict(shapes)}
+            if run:
+                model = torch.export.export(
+                    module, (), dict(example), dynamic_shapes=dict(shapes), strict=False
+                )
                 how = {}
             program = torch.onnx.export(
                 model,
                 **how,
                 dynamo=True,
-                input_names=list(example),
+                input_names=list(inputs),
                 output_names=list(outputs),
                 opset_version=opset,
                 external_data=False,

@@ -20,7 +20,7 @@ from distillkit.types import Batch, Want
 
 _SHAPES = ((1, 1), (1, 5), (7, 128))
 _ROWS_PER_BATCH_TOKENS = 2048
-_TIE = 2e-4
+TIE = 2e-4
 """Logits closer than this are decided by rounding, whatever difference `tolerance` lets pass."""
 
 
@@ -151,10 +151,10 @@ def exact_batch(samples: Encoded, size: int, length: int) -> Batch:
     """
     needed = size * length
     flat = np.resize(samples.tokens[: min(len(samples.tokens), needed)], needed).astype(np.int64)
-    ids = torch.from_numpy(flat.reshape(size, length))
-    ones = torch.ones_like(ids)
+    ids_BL = flat.reshape(size, length)
+    ones = torch.ones(size, length, dtype=torch.int64)
     return Batch(
-        inputs={"input_ids": ids, "attention_mask": ones, "token_type_ids": torch.zeros_like(ids)},
+        inputs={name: torch.from_numpy(value) for name, value in samples.scoring.exact(ids_BL).items()},
         labels=None,
         mask=ones.bool(),
         ids=torch.arange(size),
@@ -170,6 +170,6 @@ def _same_answer(expected: NDArray[Any], got: NDArray[Any]) -> NDArray[np.bool_]
     if expected.shape[1] == 1:
         return np.ones(len(expected), dtype=bool)
     best = np.partition(expected, -2, axis=1)
-    undecided = best[:, -1] - best[:, -2] < _TIE
+    undecided = best[:, -1] - best[:, -2] < TIE
     same: NDArray[np.bool_] = (expected.argmax(axis=1) == got.argmax(axis=1)) | undecided
     return same

@@ -28,6 +28,7 @@ class AttentionScores(Loss):
         layer_map: uniform, skip, last, or [student, teacher] pairs of blocks, numbered from 1.
     """
 
+    kinds = ("classification", "regression", "token_classification", "mlm")
     needs = Want(access=Access.ALL_STATES, attention=True)
     trains_logits = False
 

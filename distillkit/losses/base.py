@@ -31,12 +31,13 @@ TEACHER = "teacher"
 class Compared:
     """Two places inside the models that a loss compares.
 
-    part: states are numbered as in `Outputs.hidden` (0 = embeddings), blocks of attention from 1. student:
+    part: states are numbered as in `Outputs.hidden` (0 = embeddings), those of a decoder likewise, blocks of
+    attention from 1. student:
     None where the loss chooses among all. how: what is between them (a projection), or what both are cut
     into.
     """
 
-    part: Literal["state", "attention"]
+    part: Literal["state", "decoder state", "attention"]
     student: int | None
     teacher: int
     how: str = ""
@@ -53,7 +54,13 @@ class Loss(nn.Module, ABC):
     needs_labels: bool = False
     trains_logits: bool = True
     """Whether it reaches the student's answers, which the task's validation judges."""
-    kinds: tuple[str, ...] = ("classification", "regression", "token_classification", "mlm")
+    kinds: tuple[str, ...] = (
+        "classification",
+        "regression",
+        "token_classification",
+        "mlm",
+        "text_to_text",
+    )
     """Task kinds it is defined for."""
 
     def bind(self, student: Spec, teachers: Mapping[str, Spec]) -> None:

@@ -50,7 +50,7 @@ class DecoupledKd(Loss):
 
     needs = Want(access=Access.SCORES)
     needs_labels = True
-    kinds = ("classification", "token_classification", "mlm")
+    kinds = ("classification", "token_classification", "mlm", "text_to_text")
 
     def __init__(
         self, *, temperature: Positive = 4.0, alpha: NonNegative = 1.0, beta: NonNegative = 2.0

@@ -28,7 +28,7 @@ class HardLabels(Loss):
     """
 
     needs = Want(access=Access.LABELS)
-    kinds = ("classification", "token_classification", "mlm")
+    kinds = ("classification", "token_classification", "mlm", "text_to_text")
 
     def __init__(self, *, trust: Trust = "always") -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from distillkit.losses.base import masked_mean
 from distillkit.losses.states import StateLoss
-from distillkit.settings import LayerMap, Projection
+from distillkit.settings import LayerMap, Projection, Stack
 
 
 def cosine_distance(student_BLD: Tensor, teacher_BLD: Tensor, mask_BL: Tensor) -> Tensor:
@@ -34,12 +34,18 @@ class HiddenCosine(StateLoss):
             embeddings.
         projection: auto projects where widths differ, shared by one map for all pairs, linear by one a pair,
             none never.
+        stack: encoder, or for a model that writes text its decoder, whose states count at the target's
+            tokens.
     """
 
     def __init__(
-        self, *, layer_map: LayerMap | Literal["closest"] = "last", projection: Projection = "auto"
+        self,
+        *,
+        layer_map: LayerMap | Literal["closest"] = "last",
+        projection: Projection = "auto",
+        stack: Stack = "encoder",
     ) -> None:
-        super().__init__(layer_map=layer_map, projection=projection)
+        super().__init__(layer_map=layer_map, projection=projection, stack=stack)
 
     def distance(self, student_BLD: Tensor, teacher_BLD: Tensor) -> Tensor:
         return token_cosine_distance(student_BLD, teacher_BLD)

@@ -22,6 +22,7 @@ class Minilm(Loss):
         student_block: The student's block; default the last.
     """
 
+    kinds = ("classification", "regression", "token_classification", "mlm")
     needs = Want(access=Access.ALL_STATES, attention=True)
     trains_logits = False
 

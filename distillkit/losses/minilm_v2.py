@@ -32,6 +32,7 @@ class MinilmV2(Loss):
         student_block: The student's block; default the last.
     """
 
+    kinds = ("classification", "regression", "token_classification", "mlm")
     needs = Want(access=Access.ALL_STATES, attention=True)
     trains_logits = False
 

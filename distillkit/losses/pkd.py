@@ -55,6 +55,7 @@ class Pkd(Loss):
             none never.
     """
 
+    kinds = ("classification", "regression", "token_classification", "mlm")
     needs = Want(access=Access.ALL_STATES)
     trains_logits = False
 

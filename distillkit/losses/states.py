@@ -1,11 +1,12 @@
 """What the terms on hidden states share: which state learns from which, and the maps between widths.
 
-States are numbered as in `Outputs.hidden`: 0 is the embedding output, l the output of block l. A projection
-is trained with the student, saved in checkpoints, and never exported.
+States are numbered as in `Outputs.hidden` and `Outputs.decoder_hidden`: 0 is the embedding output, l the
+output of block l. A projection is trained with the student, saved in checkpoints, and never exported.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from distillkit.errors import ConfigError
 from distillkit.losses.base import TEACHER, Compared, Loss, masked_mean
 from distillkit.losses.layer_maps import Pairs, layer_pairs
-from distillkit.settings import LayerMap, Projection
-from distillkit.types import Access, Batch, Reads, Spec, Step, Want
+from distillkit.settings import LayerMap, Projection, Stack
+from distillkit.types import Access, Batch, Outputs, Reads, Spec, Step, Want
 
 
 class Projections(nn.Module):
@@ -51,6 +52,74 @@ class Projections(nn.Module):
         return projected
 
 
+class Side(ABC):
+    """The encoder's states or the decoder's: where they are, and at which tokens they count."""
+
+    part: Literal["state", "decoder state"]
+
+    @abstractmethod
+    def layers(self, spec: Spec) -> int:
+        """Blocks."""
+
+    @abstractmethod
+    def states(self, outputs: Outputs) -> Sequence[Tensor]:
+        """One more than there are blocks."""
+
+    @abstractmethod
+    def mask(self, batch: Batch) -> Tensor:
+        """The real tokens, of the states' first two dimensions."""
+
+    @abstractmethod
+    def reads(self, states: frozenset[int]) -> Reads:
+        """These states of a teacher."""
+
+
+class EncoderSide(Side):
+    """Of the text that is read, at its tokens."""
+
+    part = "state"
+
+    def layers(self, spec: Spec) -> int:
+        return spec.num_layers
+
+    def states(self, outputs: Outputs) -> Sequence[Tensor]:
+        return outputs.hidden
+
+    def mask(self, batch: Batch) -> Tensor:
+        return batch.mask
+
+    def reads(self, states: frozenset[int]) -> Reads:
+        return Reads(states=states)
+
+
+class DecoderSide(Side):
+    """Of the text that is written, at every token of a target: the state that its answer is made of."""
+
+    part = "decoder state"
+
+    def layers(self, spec: Spec) -> int:
+        if not spec.decoder_layers:
+            raise ConfigError(
+                "this model has no decoder",
+                where="stack",
+                hint="stack: decoder is for models that write text",
+            )
+        return spec.decoder_layers
+
+    def states(self, outputs: Outputs) -> Sequence[Tensor]:
+        return outputs.decoder_hidden
+
+    def mask(self, batch: Batch) -> Tensor:
+        assert batch.scored is not None, "a decoder answers tokens"
+        return batch.scored
+
+    def reads(self, states: frozenset[int]) -> Reads:
+        return Reads(decoder_states=states)
+
+
+SIDES: Mapping[Stack, Side] = {"encoder": EncoderSide(), "decoder": DecoderSide()}
+
+
 class StateLoss(Loss):
     """Base of the terms that compare states token by token: the mean over real tokens and pairs of a
     distance.
@@ -64,39 +133,41 @@ class StateLoss(Loss):
     needs = Want(access=Access.ALL_STATES)
     trains_logits = False
 
-    def __init__(self, *, layer_map: LayerMap | Literal["closest"], projection: Projection) -> None:
+    def __init__(
+        self, *, layer_map: LayerMap | Literal["closest"], projection: Projection, stack: Stack = "encoder"
+    ) -> None:
         super().__init__()
-        self.layer_map, self.projection = layer_map, projection
+        self.layer_map, self.projection, self.side = layer_map, projection, SIDES[stack]
         self.pairs: Pairs = ()
 
     def bind(self, student: Spec, teachers: Mapping[str, Spec]) -> None:
         teacher = teachers[TEACHER]
         self.pairs = layer_pairs(
             "uniform" if self.layer_map == "closest" else self.layer_map,
-            student_layers=student.num_layers,
-            teacher_layers=teacher.num_layers,
+            student_layers=self.side.layers(student),
+            teacher_layers=self.side.layers(teacher),
         )
         # which block meets which is known in the forward only, so that no pair can have a map of its own
         maps = 1 if self.layer_map == "closest" else len(self.pairs)
         self.projections = Projections(self.projection, student, teacher, maps)
 
     def reads(self) -> Reads:
-        return Reads(states=frozenset(high for _, high in self.pairs))
+        return self.side.reads(frozenset(high for _, high in self.pairs))
 
     def count(self, batch: Batch) -> int:
-        return batch.num_tokens
+        return int(self.side.mask(batch).sum())
 
     def compared(self) -> Sequence[Compared]:
         chosen = self.layer_map == "closest"
         how = self.projections.words(len(self.pairs))
-        return [Compared("state", None if chosen else low, high, how) for low, high in self.pairs]
+        return [Compared(self.side.part, None if chosen else low, high, how) for low, high in self.pairs]
 
     def distance(self, student_BLD: Tensor, teacher_BLD: Tensor) -> Tensor:
         """`[B, L]` in fp32; 0 for equal states."""
         raise NotImplementedError
 
     def forward(self, step: Step) -> Tensor:
-        mask_BL = step.batch.mask
+        mask_BL = self.side.mask(step.batch)
         if self.layer_map == "closest":
             terms = [self._closest(step, high) for _, high in self.pairs]
         else:
@@ -104,14 +175,14 @@ class StateLoss(Loss):
         return torch.stack([masked_mean(term_BL, mask_BL) for term_BL in terms]).mean()
 
     def _distance(self, step: Step, low: int, high: int, pair: int) -> Tensor:
-        mine_BLD = self.projections(step.student.hidden[low], pair)
-        return self.distance(mine_BLD, step.teachers[TEACHER].hidden[high])
+        mine_BLD = self.projections(self.side.states(step.student)[low], pair)
+        return self.distance(mine_BLD, self.side.states(step.teachers[TEACHER])[high])
 
     def _closest(self, step: Step, high: int) -> Tensor:
         """`[B, L]` distances to one teacher state, of the student block that is nearest in each example."""
-        blocks = range(1, len(step.student.hidden))
+        blocks = range(1, len(self.side.states(step.student)))
         every_SBL = torch.stack([self._distance(step, low, high, 0) for low in blocks])
-        real_BL = step.batch.mask
+        real_BL = self.side.mask(step.batch)
         total_SB = torch.where(real_BL, every_SBL.detach(), 0.0).sum(dim=-1)
         nearest_B = total_SB.argmin(dim=0)
         return every_SBL[nearest_B, torch.arange(len(nearest_B), device=nearest_B.device)]

@@ -18,8 +18,16 @@ from distillkit.report.facts import RunFacts
 from distillkit.report.page import environment
 
 _SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\`*_[]|~$#"})
-_PIPELINES = {"token_classification": "token-classification", "mlm": "fill-mask"}
-_USAGE = {"token_classification": "usage_words.md", "mlm": "usage_masked.md"}
+_PIPELINES = {
+    "token_classification": "token-classification",
+    "mlm": "fill-mask",
+    "text_to_text": "text2text-generation",
+}
+_USAGE = {
+    "token_classification": "usage_words.md",
+    "mlm": "usage_masked.md",
+    "text_to_text": "usage_writing.md",
+}
 _METRIC_TYPES = {
     "accuracy": "accuracy",
     "macro_f1": "f1",
@@ -29,6 +37,12 @@ _METRIC_TYPES = {
     "mse": "mse",
     "entity_f1": "f1",
     "perplexity": "perplexity",
+    "exact_match": "exact_match",
+    "bleu": "bleu",
+    "chrf": "chrf",
+    "rouge1": "rouge",
+    "rouge2": "rouge",
+    "rouge_l": "rouge",
 }
 
 

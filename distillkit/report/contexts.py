@@ -28,6 +28,7 @@ def shown(
     make: Mapping[str, Callable[[], Shown]] = {
         "token_classification": lambda: _words(samples.texts, tokenizer, max_length),
         "mlm": lambda: _surroundings(samples, gold, tokenizer),
+        "text_to_text": lambda: _surroundings(samples, gold, tokenizer),
     }
     return make.get(kind, lambda: samples.texts.__getitem__)()
 
@@ -37,7 +38,9 @@ def _words(texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase,
 
 
 def _surroundings(samples: Encoded, gold: NDArray[Any], tokenizer: PreTrainedTokenizerBase) -> Shown:
-    """Sixteen tokens to both sides as the models saw them, other masks included."""
+    """Sixteen tokens to both sides as they lie in a row: other masks are masked, a target stands behind its
+    source.
+    """
     places = np.flatnonzero(samples.labels != IGNORED)
 
     def around(answer: int) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ class TaskFacts:
     """The task: rows by split, gold labels by split, the constant answer's score, and what the reader noted.
 
     metric: the one that leads the report; measured_on: the split that every figure is measured on; tasks: of
-    several, the first of its labels and the one behind its last.
+    several, the first of its labels and the one behind its last; prefix, max_target: where texts are written.
     """
 
     kind: TaskKind
@@ -54,6 +54,8 @@ class TaskFacts:
     label_counts: dict[str, dict[str, int]] = field(default_factory=dict)
     tasks: dict[str, tuple[int, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    prefix: str = ""
+    max_target: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class Cell:
-    """Latency of one batch x length, in milliseconds for a whole batch."""
+    """Latency of one batch x length, in milliseconds for a whole batch; of a model that writes, of whole
+    texts, with the time until their first token.
+    """
 
     batch: int
     length: int
@@ -118,6 +122,8 @@ class Cell:
     p95_ms: float
     p99_ms: float
     examples_per_s: float
+    tokens_per_s: float | None = None
+    first_ms: float | None = None
 
 
 @dataclass(frozen=True)

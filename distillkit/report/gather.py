@@ -6,7 +6,7 @@ Shapes: n rows, N answers, V classes (1 for regression).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from distillkit.errors import DataError
 from distillkit.metrics import Baseline, Measured
 from distillkit.report.contexts import Shown
 from distillkit.report.facts import Example, Link, ModelFacts, Role, TaskFacts
-from distillkit.settings import Labels
+from distillkit.settings import Labels, SeveralTasks, TaskSettings
+from distillkit.text_metrics import compare_texts, text_metrics, text_sums
 from distillkit.types import Spec
 
 SCORES = "scores.json"
@@ -89,6 +90,33 @@ class Judged:
         )
 
 
+@dataclass(frozen=True)
+class JudgedTexts(Judged):
+    """The same where both models wrote texts: `sources` and `wanted` of the rows, and what each wrote."""
+
+    sources: Sequence[str] = ()
+    wanted: Sequence[str] = ()
+    taught: Sequence[str] = ()
+    learned: Sequence[str] = ()
+
+    def difference(self) -> dict[str, Measured]:
+        """Of answers to the tokens of targets, and of texts."""
+        texts = compare_texts(self.wanted, self.learned, self.taught, seed=self.seed)
+        return {**super().difference(), **texts}
+
+    def examples(self, limit: int) -> tuple[Example, ...]:
+        """Rows for which they wrote different texts; those first whose chrF differs most."""
+        taught, learned = (
+            text_metrics(text_sums(self.wanted, one))["chrf"] for one in (self.taught, self.learned)
+        )
+        order = np.argsort(-np.abs(taught - learned), kind="stable")
+        differ = [row for row in order.tolist() if self.taught[row] != self.learned[row]]
+        return tuple(
+            Example((self.sources[row],), self.wanted[row], self.taught[row], self.learned[row])
+            for row in differ[:limit]
+        )
+
+
 def _value_example(judged: Judged, row: int) -> Example:
     gold, teacher, student = (
         f"{float(value):.4g}" for value in (judged.gold[row], judged.teacher[row, 0], judged.student[row, 0])
@@ -131,7 +159,14 @@ _EXAMPLES: Mapping[str, Callable[[Judged, int], Example]] = {
     "regression": _value_example,
     "token_classification": _tag_example,
     "mlm": _piece_example,
+    "text_to_text": _piece_example,
 }
+
+
+def with_scores(facts: ModelFacts, scores: Mapping[str, Mapping[str, Any]]) -> ModelFacts:
+    """A model's facts with what its folder says of it beside: the metrics of texts that it wrote."""
+    more = {name: Measured(**value) for name, value in scores.items() if name not in facts.metrics}
+    return replace(facts, metrics={**facts.metrics, **more})
 
 
 def link(role: Role, name: str, source: str, folder: Path) -> Link:
@@ -160,7 +195,15 @@ def task_facts(task: Task, metric: str, baseline: Baseline) -> TaskFacts:
         if task.labels.names
         else {},
         notes=task.notes,
+        **_of_texts(task.settings),
     )
+
+
+def _of_texts(settings: TaskSettings | SeveralTasks) -> dict[str, Any]:
+    """What a reader of texts must know; nothing where none are written."""
+    if settings.kind != "text_to_text" or isinstance(settings, SeveralTasks):
+        return {}
+    return {"prefix": settings.prefix, "max_target": settings.longest_target}
 
 
 def _counts(labels: Labels, rows: Rows) -> dict[str, int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from distillkit.metrics import LOWER_IS_BETTER
 from distillkit.report import text
@@ -187,7 +189,15 @@ def parity(facts: RunFacts) -> str:
         f"the logits differ by at most {told['max_abs_difference']:.1e} (allowed {told['tolerance']:.0e}) "
         f"on {told['rows']} {text.answers(facts.task.kind)}{also}; "
         f"the same answers for {text.percent(float(told['same_predictions']))}."
+        f"{_same_texts(told)}"
     )
+
+
+def _same_texts(told: Mapping[str, Any]) -> str:
+    """How often the artifact wrote PyTorch's text; empty where it writes none."""
+    if "same_texts" not in told:
+        return ""
+    return f" It writes the same text for {text.percent(told['same_texts'])} of {told['texts']} rows."
 
 
 def _quality(facts: RunFacts) -> str:

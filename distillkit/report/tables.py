@@ -179,6 +179,7 @@ def _cost_rows(pair: Pair) -> tuple[Row, ...]:
     memory = pair.teacher.peak_memory_bytes, pair.student.peak_memory_bytes
     flops = pair.teacher.flops, pair.student.flops
     return (
+        *_writing_rows(left, right),
         _latency_row("p50", left.p50_ms, right.p50_ms),
         _latency_row("p95", left.p95_ms, right.p95_ms),
         _latency_row("p99", left.p99_ms, right.p99_ms),
@@ -190,6 +191,17 @@ def _cost_rows(pair: Pair) -> tuple[Row, ...]:
         ),
         Row("FLOPs", text.scaled(flops[0]), text.scaled(flops[1]), ratio(*flops, "fewer", "more")),
         Row("peak memory", text.size(memory[0]), text.size(memory[1]), ratio(*memory, "less", "more")),
+    )
+
+
+def _writing_rows(left: Cell, right: Cell) -> tuple[Row, ...]:
+    """Of models that write texts."""
+    if left.first_ms is None or right.first_ms is None:
+        return ()
+    change = ratio(right.tokens_per_s, left.tokens_per_s, "more", "fewer")
+    return (
+        _latency_row("first token, p50", left.first_ms, right.first_ms),
+        Row("tokens a second", text.count(left.tokens_per_s), text.count(right.tokens_per_s), change),
     )
 
 

@@ -18,15 +18,26 @@ METRIC_NAMES = {
     "entity_f1": "entity F1",
     "cross_entropy": "cross-entropy in nats",
     "perplexity": "perplexity",
+    "exact_match": "exact match",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
 }
 _ASKED = {
     "classification": "Classify each text into one of {} classes",
     "regression": "Predict a number for each text",
     "token_classification": "Give each word one of {} tags",
     "mlm": "Say which tokens were masked in each text",
+    "text_to_text": "Write a text for each text",
 }
-_KINDS = {"token_classification": "token classification", "mlm": "masked language"}
-_ANSWERS = {"token_classification": "words", "mlm": "masked tokens"}
+_KINDS = {
+    "token_classification": "token classification",
+    "mlm": "masked language",
+    "text_to_text": "text-to-text",
+}
+_ANSWERS = {"token_classification": "words", "mlm": "masked tokens", "text_to_text": "target tokens"}
 _UNITS = {"mlm": "sequences"}
 _SOURCES = {"mlm": "documents"}
 BACKEND_NAMES = {"onnxruntime": "ONNX Runtime", "pytorch": "PyTorch"}

@@ -15,20 +15,28 @@ from distillkit.bench.leaving import measure_exits
 from distillkit.bench.measure import Backend, Role, Variant
 from distillkit.bench.measure import bench as measure_all
 from distillkit.bench.timing import Opened
+from distillkit.bench.writing import Texts
 from distillkit.data.batching import Encoded, drawn
 from distillkit.early_exit import FACTS as EXITS
 from distillkit.encoder import Encoder
+from distillkit.encoder_decoder import EncoderDecoder
 from distillkit.export import forms
 from distillkit.export.bundle import MODEL, Reading
 from distillkit.export.bundle import export as export_student
 from distillkit.export.exits import export_exits
 from distillkit.export.formats import FORMATS, Source
+from distillkit.export.parity import Parity
+from distillkit.export.writers import export_writer
 from distillkit.files import seal
 from distillkit.flops import flops_per_example
 from distillkit.model import FixedTeacher, LearningTeacherSource, Student, Teacher
+from distillkit.settings import TaskSettings
 from distillkit.stages.job import PEERS, Job, Save
+from distillkit.stages.texts import wanted, writing
 from distillkit.stages.together import beside
+from distillkit.text_metrics import score_texts
 from distillkit.types import Batch, Want
+from distillkit.writing import spelled
 
 
 def export(job: Job) -> Save:
@@ -50,8 +58,7 @@ def _export(job: Job, student: Path, folder: Path, named: str) -> None:
     """The student that lies in a folder, whole and, where it has exits, in parts."""
     model = job.student_source.load(student).eval()
     settings, labels = job.config.export, job.task.labels
-    samples, reading = job.samples(job.judged), _reading(job)
-    parity = export_student(model, job.tokenizer, labels, samples, folder, settings, reading=reading)
+    parity = _exported(job, model, job.samples(job.judged), folder)
     job.progress.say(f"{named}: largest difference to PyTorch {parity.max_abs_difference:.2e}")
     _other_forms(job, folder, named)
     if model.spec.exits:
@@ -73,8 +80,15 @@ def _other_forms(job: Job, folder: Path, named: str) -> None:
         job.progress.say(f"{named}: {name}: {one.status}, {one.size_bytes / 2**20:,.1f} MiB")
 
 
-def _reading(job: Job) -> Reading:
-    return Reading.of(job.config.task, job.metric)
+def _exported(job: Job, model: Student, samples: Encoded, folder: Path) -> Parity:
+    """The artifact of a model, in the form that its kind has."""
+    settings, labels, task = job.config.export, job.task.labels, job.config.task
+    if isinstance(model, EncoderDecoder):
+        assert isinstance(task, TaskSettings)
+        how = writing(job)
+        return export_writer(model, job.tokenizer, labels, samples, folder, settings, how, task.prefix)
+    reading = Reading.of(task, job.metric)
+    return export_student(model, job.tokenizer, labels, samples, folder, settings, reading=reading)
 
 
 def bench(job: Job) -> Save:
@@ -101,6 +115,7 @@ def bench(job: Job) -> Save:
             folder,
             seed=job.config.seed,
             command=command,
+            texts=_texts(job),
             between=between,
         )
         if (job.folder("export") / EXITS).is_file():
@@ -138,6 +153,14 @@ def _formats(job: Job) -> list[Variant]:
     return found
 
 
+def _texts(job: Job) -> Texts | None:
+    """How models write, where the task is to."""
+    if job.task.labels.kind != "text_to_text":
+        return None
+    right, seed = wanted(job), job.config.seed
+    return Texts(writing(job), lambda tokens: score_texts(right, spelled(tokens, job.tokenizer), seed=seed))
+
+
 def _variant(job: Job, role: Role, backend: Backend, folder: Path, samples: Encoded) -> Variant:
     """What to measure, exported into `folder` where it has to be."""
     name, where = f"{role}-{backend}", job.folder(role)
@@ -156,9 +179,8 @@ def _variant(job: Job, role: Role, backend: Backend, folder: Path, samples: Enco
     if backend == "onnxruntime":
         where = folder / "teacher-onnx"
         where.mkdir()
-        labels, settings = job.task.labels, job.config.export
-        export_student(model, job.tokenizer, labels, samples, where, settings, reading=_reading(job))
-    elif not isinstance(model, Encoder):  # of a class that the process which measures does not know
+        _exported(job, model, samples, where)
+    elif not isinstance(model, Encoder | EncoderDecoder):  # of a class that the measuring process lacks
         return Variant(name, role, backend, None, live=lambda: _loaded_here(job, model, where))
     return Variant(name, role, backend, where)
 

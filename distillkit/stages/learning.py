@@ -15,7 +15,7 @@ from distillkit.model import STUDENT, FixedTeacher, LearningTeacherSource, Mater
 from distillkit.settings import Phase
 from distillkit.stacks import bind, interchange_of
 from distillkit.stages.job import INTERCHANGE, Job, Save
-from distillkit.stages.rows import phase_rows
+from distillkit.stages.rows import taught_rows
 from distillkit.stages.together import together
 from distillkit.stages.training import fit, interchange_accuracy, phase_settings, save_model, validation
 from distillkit.teachers.cached import Keep, record
@@ -39,7 +39,8 @@ def student(job: Job) -> Save:
     for index, (name, phase, stack) in enumerate(zip(names, job.config.phases, job.stacks, strict=True)):
         torch.manual_seed(keyed_seed(job.config.seed, name))  # first weights of projections
         bind(job.config, index, stack, student=model.spec, teacher=fixed.spec)
-        feed = TaskFeed(job.encoded(phase_rows(job, name, phase)), phase.batch, seed=job.config.seed)
+        taught = taught_rows(job, name, phase, fixed)
+        feed = TaskFeed(job.encoded(taught), phase.batch, seed=job.config.seed)
         told = _kept(job, phase, stack, fixed, feed)
         swapped = interchange_of(job.config, index, stack, student=model.spec, teacher=fixed.spec)
         program = Distillation(model, stack, {TEACHER: told}, swapped)

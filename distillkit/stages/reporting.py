@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from distillkit.report.card import write_model_card
 from distillkit.report.contexts import shown
 from distillkit.report.curves import read_curves
 from distillkit.report.facts import Link, RunFacts, flat_settings, load_bench, load_exits, load_formats
-from distillkit.report.gather import SCORES, Judged, link, task_facts
+from distillkit.report.gather import SCORES, Judged, JudgedTexts, link, task_facts, with_scores
 from distillkit.report.page import write_report
 from distillkit.rundir import RunDir
 from distillkit.settings import Labels, RunConfig
 from distillkit.stages.job import ANSWERS, INTERCHANGE, PREFLIGHT, STAGES, Job, Save
+from distillkit.stages.texts import read_texts, wanted
 from distillkit.stages.together import beside, who
 from distillkit.types import Access
 
@@ -51,22 +53,31 @@ def gather(job: Job) -> RunFacts:
     assert gold is not None and train_gold is not None
     texts = shown(labels.kind, samples, gold, job.tokenizer, config.task.max_length)
     told = job.teacher()
-    judged = Judged(
-        labels,
-        texts,
-        gold,
-        answers["teacher"],
-        answers["student"],
-        config.seed,
-        scored=told.access >= Access.SCORES,
+    judged = _judged(
+        job,
+        Judged(
+            labels,
+            texts,
+            gold,
+            answers["teacher"],
+            answers["student"],
+            config.seed,
+            scored=told.access >= Access.SCORES,
+        ),
     )
     sizes = {role: json.loads((job.folder(role) / SCORES).read_text()) for role in ("teacher", "student")}
     manifest = {stage: job.run.stage(stage).manifest for stage in STAGES if stage != "report"}
     return RunFacts(
         name=config.name,
         task=task_facts(task, job.metric, evaluate.majority(labels, train_gold, gold)),
-        teacher=judged.teacher_facts(_source(job, "teacher"), told.spec, sizes["teacher"]["parameters"]),
-        student=judged.student_facts(_source(job, "student"), student_spec, sizes["student"]["parameters"]),
+        teacher=with_scores(
+            judged.teacher_facts(_source(job, "teacher"), told.spec, sizes["teacher"]["parameters"]),
+            sizes["teacher"]["scores"],
+        ),
+        student=with_scores(
+            judged.student_facts(_source(job, "student"), student_spec, sizes["student"]["parameters"]),
+            sizes["student"]["scores"],
+        ),
         difference=judged.difference(),
         agreement=judged.agreement(),
         interchange=json.loads((job.folder("student") / INTERCHANGE).read_text()),
@@ -88,6 +99,16 @@ def gather(job: Job) -> RunFacts:
         command=f"distillkit run {config.output}/{config.name}",
         notes=warnings_of(job),
     )
+
+
+def _judged(job: Job, answered: Judged) -> Judged:
+    """The answers, and beside them the texts, where both models wrote some."""
+    taught, learned = (read_texts(job.folder(role)) for role in ("teacher", "student"))
+    if taught is None or learned is None:
+        return answered
+    parts = {field.name: getattr(answered, field.name) for field in fields(answered)}
+    sources = [texts[0] for texts in job.judged.texts]
+    return JudgedTexts(**parts, sources=sources, wanted=wanted(job), taught=taught, learned=learned)
 
 
 def _source(job: Job, role: Role) -> str:
@@ -129,8 +150,8 @@ def _links(job: Job) -> Iterator[Link]:
 
 
 def _named(job: Job, width: int) -> Labels:
-    """The task's labels by name: those of a masked language model are the tokenizer's entries."""
-    if job.task.labels.kind != "mlm":
+    """The task's labels by name: those of a model that answers with tokens are the tokenizer's entries."""
+    if job.task.labels.num_labels:
         return job.task.labels
     entries = job.tokenizer.convert_ids_to_tokens(list(range(len(job.tokenizer))))
     unused = [f"unused entry {index}" for index in range(len(entries), width)]

@@ -6,8 +6,12 @@ from distillkit.augmenting import Augmentation, Place, augment
 from distillkit.data.augment import joined
 from distillkit.data.batching import TaskFeed
 from distillkit.data.tasks import Rows, load_unlabelled, unlabelled_rows
+from distillkit.digests import digest
+from distillkit.model import Teacher
 from distillkit.settings import Augment, BatchSettings, Phase
 from distillkit.stages.job import Job
+from distillkit.stages.texts import writing
+from distillkit.written import Author, written_rows
 
 
 def task_feed(job: Job, settings: BatchSettings, seed: int) -> TaskFeed:
@@ -26,6 +30,27 @@ def phase_rows(job: Job, name: str, phase: Phase) -> Rows:
         made = augment(rows, augmentation(job, phase.augment), watched(job))
     job.progress.say(f"{name}: {len(made) - len(rows):,} copies of {len(rows):,} rows")
     return made
+
+
+def taught_rows(job: Job, name: str, phase: Phase, fixed: Teacher) -> Rows:
+    """The same, with the texts that the teacher writes, where they are asked for."""
+    rows = phase_rows(job, name, phase)
+    if phase.written is None:
+        return rows
+    assert fixed.writer is not None, "preflight refuses a teacher that writes none"
+    author = Author(
+        writer=fixed.writer,
+        owner=digest(job.digests["teacher"], job.run.stage("teacher").manifest["files"]),
+        tokenizer=job.tokenizer,
+        max_length=job.config.task.max_length,
+        longest=writing(job).max_length or 1,
+        device=job.device,
+        cache=job.cache,
+        check=lambda: job.signals.check("while the teacher wrote; every whole part is kept"),
+        tell=lambda done, total: job.progress.say(f"{name}: texts for {done:,} of {total:,} rows"),
+    )
+    with job.world.main_first():
+        return written_rows(rows, phase.written, author)
 
 
 def augmentation(job: Job, settings: Augment) -> Augmentation:

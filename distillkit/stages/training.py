@@ -18,6 +18,7 @@ from distillkit.model import FixedTeacher, Student, Teacher
 from distillkit.report.gather import SCORES
 from distillkit.settings import FinetuneSettings, Phase, PretrainSettings
 from distillkit.stages.job import ANSWERS, Job
+from distillkit.stages.texts import save_texts
 from distillkit.tracking import trackers
 from distillkit.train import Hooks, Program, TrainSettings, train
 from distillkit.types import Access
@@ -103,12 +104,14 @@ def save_model(job: Job, model: Student, folder: Path) -> None:
 
 
 def save_scores(job: Job, model: Teacher, folder: Path) -> None:
-    """answers.npy to the judged rows, and scores.json."""
+    """answers.npy to the judged rows, texts.json of a model that writes, and scores.json."""
     samples = job.samples(job.judged)
     assert samples.gold is not None
     answers = job.predict(model, samples)
     np.save(folder / ANSWERS, answers, allow_pickle=False)
     scores = evaluate.score(job.task.labels, samples.gold, answers, seed=job.config.seed)
+    if model.writer is not None:
+        scores |= save_texts(job, model.writer, folder)
     facts = {
         "parameters": model.num_parameters,
         "scores": {name: asdict(value) for name, value in scores.items()},

@@ -25,8 +25,13 @@ from distillkit.students.transformer import Transformer
 from distillkit.types import Access, Batch, Want
 
 FROM_TEACHER = Initialise.model_validate({"from": "teacher"})
+ON_TEXTS = [
+    name
+    for name in catalog.names("student")
+    if "classification" in catalog.REGISTRIES["student"].get(name, StudentSource).kinds
+]
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {}) for name in catalog.names("student")},
+    **{name: (name, {}) for name in ON_TEXTS},
     "transformer": ("transformer", {"layers": 2, "width": 8, "heads": 2, "embedding": 4}),
     "narrowed": (
         "transformer",
