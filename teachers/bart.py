@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from torch import nn
-from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import BartConfig, BartForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerBase
 
 from distillkit.data.tokenizers import train_byte_bpe
 from distillkit.objectives.base import Objective
@@ -117,8 +117,10 @@ class Bart(DenoiserHere):
 
     def pretraining(self, tokenizer: PreTrainedTokenizerBase) -> tuple[nn.Module, Objective]:
         vocabulary = Vocabulary.of_bart(tokenizer)
-        model = BartForConditionalGeneration(self.config(len(tokenizer), vocabulary))
-        return model, BartObjective(Rebuilding(self.noise), vocabulary, calm=self.calm)
+        return self.fresh(tokenizer), BartObjective(Rebuilding(self.noise), vocabulary, calm=self.calm)
+
+    def fresh(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        return BartForConditionalGeneration(self.config(len(tokenizer), Vocabulary.of_bart(tokenizer)))
 
     def config(self, entries: int, vocabulary: Vocabulary) -> BartConfig:
         """Sizes and special tokens for a vocabulary."""

@@ -1,18 +1,23 @@
-"""What the encoder-decoders that this repo pretrains have in common: they have no task yet."""
+"""What the encoder-decoders that this repo pretrains have in common: they write texts, and start from what
+their pretraining left."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from distillkit.errors import ConfigError, ModelError
+from distillkit.encoder_decoder import EncoderDecoder
+from distillkit.errors import ConfigError
 from distillkit.model import Student, TrainableTeacherSource
 from distillkit.settings import FinetuneSettings, Labels, PretrainSettings
 
 
 class DenoiserHere(TrainableTeacherSource):
-    """An encoder-decoder of `transformers`, pretrained where `pretrain` is set."""
+    """An encoder-decoder of `transformers`, pretrained where `pretrain` is set, fine-tuned on the task."""
+
+    kinds = ("text_to_text",)
 
     def __init__(
         self, *, positions: int, pretrain: PretrainSettings | None, finetune: FinetuneSettings
@@ -26,6 +31,10 @@ class DenoiserHere(TrainableTeacherSource):
                 hint="raise teacher.positions",
             )
 
+    @abstractmethod
+    def fresh(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        """A model with fresh weights."""
+
     def masked_model(self, pretrained: Path) -> Path | None:
         """None: it writes what is missing, however long that is."""
         return None
@@ -33,14 +42,13 @@ class DenoiserHere(TrainableTeacherSource):
     def classifier(
         self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, pretrained: Path | None
     ) -> Student:
-        raise self._no_task()
+        if max_length > self.positions:
+            raise ConfigError(
+                f"{max_length} is more than the teacher's {self.positions} positions",
+                where="task.max_length",
+                hint="raise teacher.positions",
+            )
+        return EncoderDecoder(self.fresh(tokenizer)) if pretrained is None else self.load(pretrained)
 
     def load(self, folder: Path) -> Student:
-        raise self._no_task()
-
-    def _no_task(self) -> ModelError:
-        return ModelError(
-            f"{type(self).__name__} is pretrained here, and does not answer tasks",
-            where="teacher.use",
-            hint="`distillkit pretrain` makes the folder pretrain/, which AutoModelForSeq2SeqLM opens",
-        )
+        return EncoderDecoder.load(folder)

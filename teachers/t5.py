@@ -5,15 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
 
 from distillkit.data.spans import even_ends, released_ends
 from distillkit.data.unigram import train_unigram
 from distillkit.errors import ConfigError
+from distillkit.model import Student
 from distillkit.objectives.base import Objective
 from distillkit.objectives.denoising import T5Objective
 from distillkit.objectives.noise import RandomMasking, Shuffling, Vocabulary
@@ -27,7 +29,7 @@ from distillkit.objectives.pairs import (
     SpanCorruption,
     TokenCorruption,
 )
-from distillkit.settings import Count, FinetuneSettings, Fraction, Positive, PretrainSettings, Share
+from distillkit.settings import Count, FinetuneSettings, Fraction, Labels, Positive, PretrainSettings, Share
 from distillkit.teachers.denoisers import DenoiserHere
 from distillkit.teachers.encoders import Shape, shape_of
 
@@ -173,6 +175,20 @@ class T5(DenoiserHere):
         if self.pattern is not None:
             return OneStack(self.config(len(tokenizer)), self.pattern), objective
         return self.model(len(tokenizer)), objective
+
+    def fresh(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        return self.model(len(tokenizer))
+
+    def classifier(
+        self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, pretrained: Path | None
+    ) -> Student:
+        if self.pattern is not None:
+            raise ConfigError(
+                "one stack, which is there for comparisons of pretraining, is not fine-tuned",
+                where="teacher.architecture",
+                hint="set teacher.architecture: encoder_decoder, or run `distillkit pretrain`",
+            )
+        return super().classifier(tokenizer, labels, max_length, pretrained)
 
     def model(self, entries: int) -> T5ForConditionalGeneration:
         """A fresh model for a vocabulary.

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tinytexts
 import torch
 from denoisers import SHAPE, model_of, source, tokenizer_of
-from tiny import LABELS
 from tinyrun import CONFIG, write_config, write_data
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -19,11 +19,14 @@ from transformers import (
 )
 
 from distillkit import pipeline
-from distillkit.errors import ConfigError, ModelError
+from distillkit.encoder_decoder import EncoderDecoder
+from distillkit.errors import ConfigError
 from distillkit.objectives.noise import Vocabulary
-from distillkit.settings import PretrainSettings
+from distillkit.settings import Labels, PretrainSettings
 from distillkit.teachers.bart import Bart
 from distillkit.teachers.t5 import T5
+
+WRITING = Labels(kind="text_to_text")
 
 
 def parameters(model: torch.nn.Module) -> int:
@@ -105,17 +108,35 @@ def test_version_1_1_gates_and_does_not_scale_its_output() -> None:
     assert float(model.lm_head.weight.detach().std()) == pytest.approx(256**-0.5, rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["t5", "bart"])
-def test_a_task_is_refused_in_words(tmp_path: Path, name: str) -> None:
-    made = source(name)
-    for ask in (
-        lambda: made.classifier(tokenizer_of(name), LABELS, 32, tmp_path),
-        lambda: made.load(tmp_path),
-    ):
-        with pytest.raises(ModelError, match="does not answer tasks") as caught:
-            ask()
-        assert "distillkit pretrain" in caught.value.hint
-    assert made.masked_model(tmp_path) is None
+@pytest.mark.parametrize(("name", "more"), [("t5", {}), ("t5", {"version": "v1.1"}), ("bart", {})])
+def test_what_was_pretrained_writes_texts_with_the_same_weights(
+    tmp_path: Path, name: str, more: dict[str, Any]
+) -> None:
+    """Also where the output layer is no table of tokens: it is not tied again, and not fresh."""
+    made, labels = source(name, pretrain=PretrainSettings(corpus="c", max_length=32), **more), WRITING
+    tokenizer = tokenizer_of(name)
+    torch.manual_seed(1)
+    model, _ = made.pretraining(tokenizer)
+    model.save_pretrained(tmp_path / "pretrain")
+    started = made.classifier(tokenizer, labels, 32, tmp_path / "pretrain")
+    assert isinstance(started, EncoderDecoder)
+    wanted = model.state_dict()
+    assert all(torch.equal(tensor, wanted[key]) for key, tensor in started.model.state_dict().items())
+    started.save(tmp_path / "teacher", labels)
+    again = made.load(tmp_path / "teacher")
+    assert all(torch.equal(tensor, wanted[key]) for key, tensor in again.model.state_dict().items())
+    assert made.masked_model(tmp_path) is None and "text_to_text" in made.kinds
+    fresh = made.classifier(tokenizer, labels, 32, None)
+    assert fresh.spec == started.spec
+    with pytest.raises(ConfigError, match="positions"):
+        made.classifier(tokenizer, labels, 2000, None)
+
+
+@pytest.mark.parametrize("architecture", ["causal_lm", "prefix_lm"])
+def test_one_stack_is_not_fine_tuned(architecture: str) -> None:
+    made = source("t5", architecture=architecture)
+    with pytest.raises(ConfigError, match="comparisons of pretraining"):
+        made.classifier(tokenizer_of("t5"), WRITING, 32, None)
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
@@ -131,13 +152,35 @@ def test_sequences_longer_than_the_positions_are_refused(name: str) -> None:
         ("bart", {"vocab_size": 320, "rotate": 0.2, "pretrain": {}}),
     ],
 )
-def test_a_run_ends_in_a_folder_that_writes_text(tmp_path: Path, name: str, more: dict[str, Any]) -> None:
+def test_a_run_goes_from_pretraining_to_texts(tmp_path: Path, name: str, more: dict[str, Any]) -> None:
+    """The folder of the pretraining opens in `transformers`, and the teacher of the task starts from it."""
     write_data(tmp_path)
+    tinytexts.write_rows(tmp_path, 60)
     pretrain = {**CONFIG["teacher"]["pretrain"], **more["pretrain"]}
     shape = {"layers": 1, "width": 16, "heads": 2, "positions": 32}
-    teacher = {"use": name, **shape, **more, "pretrain": pretrain}
-    config = write_config(tmp_path, teacher=teacher, output=str(tmp_path / "runs"))
-    run = pipeline.run(config, until="pretrain", progress="quiet")
+    finetune = {"epochs": 1, "batch": {"tokens": 600, "examples": 32}}
+    config = write_config(
+        tmp_path,
+        task={
+            **CONFIG["task"],
+            "kind": "text_to_text",
+            "text": "source",
+            "label": "target",
+            "max_length": 16,
+        },
+        teacher={
+            "use": name,
+            **shape,
+            **more,
+            "pretrain": pretrain,
+            "finetune": finetune,
+            "allow_weak": True,
+        },
+        student={"use": "seq2seq", "initialise": {"from": "teacher"}},
+        distill={**CONFIG["distill"], "losses": {"gold": {"use": "gold"}, "kd": {"use": "logits"}}},
+        output=str(tmp_path / "runs"),
+    )
+    run = pipeline.run(config, until="export", progress="quiet")
     folder = run.path / "pretrain"
     model = AutoModelForSeq2SeqLM.from_pretrained(str(folder), local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
@@ -145,6 +188,8 @@ def test_a_run_ends_in_a_folder_that_writes_text(tmp_path: Path, name: str, more
     written = model.generate(**tokenizer(f"Ba de {hole} go.", return_tensors="pt"), max_new_tokens=5)
     assert isinstance(tokenizer.decode(written[0]), str)
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
-    (last,) = [row for row in rows if row["step"] == 4]
+    (last,) = [row for row in rows if row["stage"] == "pretrain" and row["step"] == 4]
     assert set(last["figures"]) == {"token_accuracy", "removed", "marks", "input_length", "target_length"}
     assert last["flops"] > 0
+    assert {"teacher", "student"} <= {row["stage"] for row in rows}
+    assert json.loads((run.path / "export" / "parity.json").read_text())["same_predictions"] == 1.0
