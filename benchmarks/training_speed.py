@@ -17,11 +17,11 @@ Usage: python benchmarks/training_speed.py [finetune] [pretrain] [electra]
 from __future__ import annotations
 
 import copy
-import itertools
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product, repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -209,7 +209,7 @@ def finetune(content: dict[Any, Any], precision: str) -> list[str]:
             for _ in loops[name]:  # the rest of its examples
                 pass
             accuracy[name] = accuracy_of(other, validation, task)
-        compiled = Turns({"": itertools.repeat(1)}, turns.sizes)
+        compiled = Turns({"": repeat(1)}, turns.sizes)
         program = Distillation(untrained, stack, {})
         ours(program, feed, steps, OURS, compiled, precision=precision, compile=True)
         speeds = dict(turns.speeds)
@@ -217,7 +217,7 @@ def finetune(content: dict[Any, Any], precision: str) -> list[str]:
         speeds["distillkit, runtime.compile, second half"] = later[len(later) // 2 :]
 
         def some_steps() -> int:
-            quiet = Turns({"": itertools.repeat(1)}, turns.sizes)
+            quiet = Turns({"": repeat(1)}, turns.sizes)
             ours(Distillation(model, stack, {}), feed, PROFILE_STEPS, OURS, quiet, precision=precision)
             return sum(turns.sizes[:PROFILE_STEPS])
 
@@ -329,12 +329,12 @@ class PlainElectra(torch.nn.Module):
     def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any, labels: Any) -> Any:
         rest = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
         guess = self.generator(input_ids, labels=labels, **rest)
-        with torch.no_grad():
-            noise = -torch.empty_like(guess.logits).exponential_().log()
-            sampled = (guess.logits + noise).argmax(-1)
         masked = labels != -100
+        with torch.no_grad():
+            scores = guess.logits[masked].float()
+            sampled = (scores - torch.empty_like(scores).exponential_().log()).argmax(-1)
         original = torch.where(masked, labels, input_ids)
-        replaced = torch.where(masked, sampled, original)
+        replaced = original.masked_scatter(masked, sampled)
         told = self.main(replaced, labels=(replaced != original).long(), **rest)
         return SimpleNamespace(loss=guess.loss + 50 * told.loss)
 
@@ -446,9 +446,8 @@ def main() -> None:
     lines = ["# Training speed against a plain loop", ""]
     fast = resolve_precision(RuntimeSettings(), on_cpu=True)
     measured: dict[Any, Any] = {}
-    for precision in dict.fromkeys(("fp32", fast)):
-        for name in wanted:
-            lines += parts[name](measured, precision)
+    for name, precision in product(wanted, dict.fromkeys(("fp32", fast))):
+        lines += parts[name](measured, precision)
     content |= {" ".join([key] if isinstance(key, str) else key): value for key, value in measured.items()}
     lines += ["Tokenising and checkpoints are left out on all sides.", ""]
     if fast != "fp32":
