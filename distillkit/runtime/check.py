@@ -216,7 +216,7 @@ def _check_external(path: Path, tensor: External) -> None:
 def _inside(folder: Path, name: str) -> str:
     """The name, where it is a plain path inside the folder through no link."""
     parts = PurePosixPath(name).parts
-    if not all(map(_plain, parts)) or "/".join(parts) != name:
+    if not parts or not all(map(_plain, parts)) or "/".join(parts) != name:
         raise SecurityError(f"{shown(name)} is not a plain path in the folder", where=str(folder / MANIFEST))
     for depth in range(1, len(parts)):
         if (folder.joinpath(*parts[:depth])).is_symlink():
