@@ -68,11 +68,12 @@ class Texts(Layout):
     """A text, or two as a pair."""
 
     def texts(self, given: Any, task: TaskRows) -> tuple[str, ...]:
-        if len(task.columns) == 1 and isinstance(given, str):
-            given = (given,)
-        if isinstance(given, str) or not isinstance(given, tuple | list) or len(given) != len(task.columns):
-            form = "a text" if len(task.columns) == 1 else f"a pair of texts ({', '.join(task.columns)})"
-            raise ValueError(f"{shown(given)} is not {form}")
+        if len(task.columns) == 1:
+            if not isinstance(given, str):
+                raise ValueError(f"{shown(given)} is not a text")
+            return _checked([given])
+        if not isinstance(given, tuple | list) or len(given) != 2:
+            raise ValueError(f"{shown(given)} is not a pair of texts ({', '.join(task.columns)})")
         return _checked(given)
 
 
