@@ -115,10 +115,9 @@ class Artifact:
         with what is no number.
         """
         logits, exits = self._run(padded(rows, self.description.tokens.pad))
-        if self._form.by_token:
-            logits = [one[: len(row)] for one, row in zip(logits, rows, strict=True)]
+        own = [slice(len(row)) if self._form.by_token else slice(None) for row in rows]
         left = [None] * len(rows) if exits is None else (exits + 1).tolist()
-        said = [Said(one, exit) for one, exit in zip(logits, left, strict=True)]
+        said = [Said(one[part], exit) for one, part, exit in zip(logits, own, left, strict=True)]
         if not finite(said):
             raise ExportError("the model answered NaN or infinity", where=MODEL, hint="export it again")
         return said
