@@ -97,7 +97,7 @@ def read_description(folder: Path) -> Description:
         raise ExportError(
             "the artifact does not describe itself",
             where=where,
-            hint="a model that writes texts has no answers here; if an older version made it, export it again",
+            hint="one that writes texts has no answers here; one of an older version must be exported again",
         ) from None
     except (OSError, ValueError, RecursionError):
         raise ExportError("not a readable JSON file", where=where, hint="export it again") from None

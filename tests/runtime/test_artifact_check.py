@@ -15,9 +15,10 @@ from artifacts import make
 from onnx import TensorProto, helper
 
 from distillkit.errors import DistillkitError
+from distillkit.files import seal
 from distillkit.manifest import MANIFEST
 from distillkit.runtime import Artifact
-from distillkit.runtime.check import HOLDS, check_model, external_tensors
+from distillkit.runtime.check import HOLDS, check_files, check_model, external_tensors
 from distillkit.runtime.description import FILE, FORMAT, read_description
 
 
@@ -199,6 +200,19 @@ def test_a_name_that_leads_through_a_link_is_refused(folder: Path, tmp_path: Pat
     with pytest.raises(DistillkitError, match="link") as caught:
         Artifact.load(folder)
     assert caught.value.exit_code == 11
+
+
+def test_an_artifact_inside_an_artifact_is_checked_when_it_is_opened(folder: Path) -> None:
+    """Other forms and peers lie in folders with manifests of their own; a part of the model does not."""
+    for name in ("formats/int8", "segments"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "0.onnx").write_bytes(b"whole")
+    seal(folder, {})
+    (folder / "formats" / "int8" / "0.onnx").write_bytes(b"other")
+    check_files(folder)
+    (folder / "segments" / "0.onnx").write_bytes(b"other")
+    with pytest.raises(DistillkitError, match="sha256"):
+        check_files(folder)
 
 
 def test_files_that_were_added_do_no_harm(folder: Path) -> None:
