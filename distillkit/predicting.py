@@ -138,7 +138,7 @@ def _decoded(number: int, line: bytes, encoding: str) -> str:
 
 
 Answered = Iterable[tuple[int, dict[str, Any], Answer]]
-_ANSWERED = ("line", "label", "probability", "probabilities", "value", "tags", "truncated", "exit")
+_ANSWERED = ("line", "label", "probability", "probabilities", "value", "tags", "written", "truncated", "exit")
 
 
 class _JsonLines:

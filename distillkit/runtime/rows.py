@@ -143,8 +143,11 @@ class Reader:
         if not rows:
             return []
         short = [tuple(text[: task.max_chars] for text in texts) for texts in rows]
+        before = self.tokens.prefix
         split, parts = self.layout.split, 1 if self.layout.split else len(task.columns)
-        told: list[Any] = [*map(list, short)] if split else [text for texts in short for text in texts]
+        told: list[Any] = (
+            [*map(in_text, short)] if split else [before + text for texts in short for text in texts]
+        )
         encodings = iter(self.tokenizer.encode_batch(told, is_pretokenized=split, add_special_tokens=False))
         return [
             self._row([next(encodings) for _ in range(parts)], self.layout.num_words(texts), texts != given)
@@ -163,6 +166,11 @@ class Reader:
         types = types if self.tokens.segments else np.zeros_like(ids)
         return Row(ids, types, shortened or sum(stay) < sum(lengths), words, num_words)
 
+    def spelled(self, tokens: Sequence[int]) -> str:
+        """Tokens as a text, without special ones."""
+        text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return text
+
     def _part(self, length: int, stays: int) -> slice:
         """Which of a text's tokens stay."""
         return slice(length - stays, length) if self.tokens.cut == "left" else slice(0, stays)
@@ -171,6 +179,13 @@ class Reader:
         if texts not in self._frames:
             self._frames[texts] = Frame.of(self.tokenizer, texts)
         return self._frames[texts]
+
+
+def in_text(sentences: Sequence[str]) -> list[str]:
+    """Consecutive sentences or words as they stand in a text: with a space before all but the first, which
+    is a part of the word to byte-level vocabularies and nothing to others.
+    """
+    return [f" {sentence}" if number else sentence for number, sentence in enumerate(sentences)]
 
 
 def padded(rows: Sequence[Row], pad: int) -> dict[str, NDArray[np.int64]]:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from distillkit.files import seal
 from distillkit.manifest import MANIFEST
 from distillkit.runtime import Artifact
 from distillkit.runtime.check import HOLDS, check_files, check_model, external_tensors
-from distillkit.runtime.description import FILE, FORMAT, read_description
+from distillkit.runtime.description import FILE, FORMAT, Tokens, Writing, read_description
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
+TOKENS = asdict(Tokens(8, 0, True, "left", False))
+WRITING = asdict(Writing(1, 2, 3, 1.0, 0, 9))
 
 
 def messages() -> Iterator[Any]:
@@ -226,22 +231,11 @@ def test_files_that_were_added_do_no_harm(folder: Path) -> None:
     [
         ({"format": FORMAT + 1}, f"format {FORMAT + 1}"),
         ({"tokens": None}, "tokens is None"),
-        (
-            {
-                "tokens": {
-                    "max_length": True,
-                    "pad": 0,
-                    "segments": True,
-                    "cut": "left",
-                    "split_special": False,
-                }
-            },
-            "True",
-        ),
-        (
-            {"tokens": {"max_length": 8, "pad": 0, "segments": True, "cut": "up", "split_special": False}},
-            "'up'",
-        ),
+        ({"tokens": {**TOKENS, "max_length": True}}, "max_length is True"),
+        ({"tokens": {**TOKENS, "cut": "up"}}, "'up'"),
+        ({"writing": {**WRITING, "length_penalty": "1"}}, "writing is"),
+        ({"writing": {**WRITING, "beams": 0}}, "writing is"),
+        ({"writing": {**WRITING, "end": -1}}, "end is -1"),
         ({"tasks": []}, "no task"),
         ({"tasks": [3]}, "a task is 3"),
         ({"inputs": "input_ids"}, "inputs"),

@@ -40,7 +40,7 @@ class Gated:
 
 
 def batcher(run: object = said, *, most: int = 100, tokens: int = 1000, window: float = 0.0) -> Batcher:
-    return Batcher(run, most=most, tokens=tokens, window=window, watch=lambda rows, seconds: None)  # type: ignore[arg-type]
+    return Batcher(run, len, most=most, tokens=tokens, window=window, watch=lambda rows, seconds: None)  # type: ignore[arg-type]
 
 
 async def until(condition: object) -> None:
