@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -138,7 +138,7 @@ def _decoded(number: int, line: bytes, encoding: str) -> str:
 
 
 Answered = Iterable[tuple[int, dict[str, Any], Answer]]
-_ANSWERED = ("line", "label", "probability", "probabilities", "value", "tags", "truncated", "exit")
+_ANSWERED = ("line", "label", "probability", "probabilities", "value", "tags", "written", "truncated", "exit")
 
 
 class _JsonLines:
@@ -171,7 +171,10 @@ class _Csv:
         return f"'{value}" if self.quoted and isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
-_WRITERS = {"jsonl": _JsonLines, "csv": _Csv}
+_WRITERS: Mapping[str, Callable[[TextIO, Asked], Callable[[Answered], None]]] = {
+    "jsonl": _JsonLines,
+    "csv": _Csv,
+}
 
 
 def to_file(model: Artifact, source: Path | BinaryIO, asked: Asked, target: Path) -> Told:

@@ -17,10 +17,24 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from distillkit.settings import GenerationSettings
-
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+
+
+class How(Protocol):
+    """How a text is written, as `GenerationSettings` says it; max_length must be given."""
+
+    @property
+    def beams(self) -> int: ...
+
+    @property
+    def length_penalty(self) -> float: ...
+
+    @property
+    def min_length(self) -> int: ...
+
+    @property
+    def max_length(self) -> int | None: ...
 
 
 class Steps(Protocol):
@@ -40,14 +54,14 @@ class Ends:
     end: int
 
 
-def search(steps: Steps, sources: int, ends: Ends, how: GenerationSettings) -> list[list[list[int]]]:
+def search(steps: Steps, sources: int, ends: Ends, how: How) -> list[list[list[int]]]:
     """The finished texts of each source, the best first, without their end tokens."""
     if how.beams == 1:
         return [[text] for text in greedy(steps, sources, ends, how)]
     return beam_search(steps, sources, ends, how)
 
 
-def greedy(steps: Steps, sources: int, ends: Ends, how: GenerationSettings) -> list[list[int]]:
+def greedy(steps: Steps, sources: int, ends: Ends, how: How) -> list[list[int]]:
     """The text of the likeliest token at each step."""
     assert how.max_length is not None
     written: list[list[int]] = [[] for _ in range(sources)]
@@ -76,7 +90,7 @@ class _Source:
     open: bool = True
 
 
-def beam_search(steps: Steps, sources: int, ends: Ends, how: GenerationSettings) -> list[list[list[int]]]:
+def beam_search(steps: Steps, sources: int, ends: Ends, how: How) -> list[list[list[int]]]:
     """The finished texts, the one of the best score first."""
     assert how.max_length is not None
     searches = [_Source([(np.float32(0), [])]) for _ in range(sources)]
@@ -94,9 +108,7 @@ def beam_search(steps: Steps, sources: int, ends: Ends, how: GenerationSettings)
     return [[text for _, text in one.finished] for one in searches]
 
 
-def _continue(
-    one: _Source, scores_KV: Floats, length: int, end: int, how: GenerationSettings, first: int
-) -> None:
+def _continue(one: _Source, scores_KV: Floats, length: int, end: int, how: How, first: int) -> None:
     """One more token for the texts of a source, of which the first has the number `first`."""
     logs_KV = _not_yet(log_softmax(scores_KV), end, length - 1, how)
     candidates = _best(one.running, logs_KV, 2 * how.beams)
@@ -128,7 +140,7 @@ def _best(
     return [(flat[at], int(at) // entries, int(at) % entries) for at in order.tolist()]
 
 
-def _not_yet(scores_RV: Floats, end: int, written: int, how: GenerationSettings) -> Floats:
+def _not_yet(scores_RV: Floats, end: int, written: int, how: How) -> Floats:
     """Scores by which no text ends before it has `min_length` tokens."""
     if written < how.min_length:
         scores_RV = scores_RV.copy()

@@ -37,7 +37,7 @@ class Made:
         made = layout.pieces(texts, None, self.tokenizer, self.description.tokens.max_length)
         ends = np.cumsum(made.lengths)[:-1]
         rows = zip(np.split(made.tokens, ends), np.split(made.types, ends), strict=True)
-        said = [self.table[ids].astype(np.float64) + types[:, None] for ids, types in rows]
+        said = [self.table[ids].astype(np.float64) * (1 + types)[:, None] for ids, types in rows]
         return said if by_token else [one.mean(axis=0) for one in said]
 
 
@@ -85,12 +85,13 @@ def make(
 
 
 def model(table: NDArray[np.float32], by_token: bool) -> Any:
-    """logits = table[ids] + segment, averaged over real tokens unless tokens are answered."""
+    """logits = table[ids] (1 + segment), averaged over real tokens unless tokens are answered."""
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["said"]),
         helper.make_node("Cast", ["token_type_ids"], ["types"], to=TensorProto.FLOAT),
         helper.make_node("Unsqueeze", ["types", "last"], ["segment"]),
-        helper.make_node("Add", ["said", "segment"], ["logits" if by_token else "tokens"]),
+        helper.make_node("Mul", ["said", "segment"], ["more"]),
+        helper.make_node("Add", ["said", "more"], ["logits" if by_token else "tokens"]),
     ]
     if not by_token:
         nodes += [

@@ -78,7 +78,11 @@ def test_the_commands_are_those_that_are_promised() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["validate", "config.yaml"], ["schema"], ["list", "losses"], ["list"]]
+    "arguments",
+    [
+        *(["--help"], ["predict", "--help"], ["serve", "--help"]),
+        *(["validate", "config.yaml"], ["schema"], ["list", "losses"], ["list"]),
+    ],
 )
 def test_light_commands_import_nothing_heavy(arguments: list[str], here: Path) -> None:
     """torch alone takes seconds to import; a config is checked in less than one."""

@@ -26,6 +26,7 @@ from tokenizers import (
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, RobertaTokenizer
 
 from distillkit.errors import ModelError, SecurityError
+from distillkit.runtime.rows import in_text as in_text
 
 _ALPHABET = 1000
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -129,13 +130,6 @@ def continuing(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.bool_]:
         return np.asarray([piece.startswith(_CONTINUES) for piece in pieces])
     special = set(tokenizer.all_special_tokens)
     return np.asarray([not piece.startswith(_STARTS) and piece not in special for piece in pieces])
-
-
-def in_text(sentences: Sequence[str]) -> list[str]:
-    """Consecutive sentences or words as they stand in a text: with a space before all but the first, which
-    is a part of the word to byte-level vocabularies and nothing to others.
-    """
-    return [f" {sentence}" if number else sentence for number, sentence in enumerate(sentences)]
 
 
 def _letters(texts: Iterable[str]) -> list[str]:

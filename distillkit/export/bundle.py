@@ -53,6 +53,10 @@ class Reading:
         return cls(task.max_length, metric, columns)
 
 
+AS_LONG_AS_IT_TAKES = Reading()
+"""One text column `text`, rows of as many tokens as the model takes."""
+
+
 def export(
     student: Student,
     tokenizer: PreTrainedTokenizerBase,
@@ -61,7 +65,7 @@ def export(
     folder: Path,
     settings: ExportSettings,
     *,
-    reading: Reading = Reading(),
+    reading: Reading = AS_LONG_AS_IT_TAKES,
 ) -> Parity:
     """Write the artifact into `folder` and prove that it computes the same. Raises ExportError (10) where it
     does not.

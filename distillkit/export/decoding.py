@@ -26,12 +26,14 @@ from distillkit.encoder_decoder import EncoderDecoder, eager, shifted
 from distillkit.errors import ExportError
 from distillkit.export.onnx import OUTPUT, exported
 from distillkit.model import Writer
+from distillkit.runtime.decoding import DECODER as DECODER
+from distillkit.runtime.decoding import ENCODER as ENCODER
+from distillkit.runtime.decoding import Decoding
 from distillkit.runtime.session import open_session
-from distillkit.search import Ends, Floats, Ints, search
+from distillkit.search import Ends, Ints, search
 from distillkit.settings import GenerationSettings
 from distillkit.types import TARGET_IDS, Batch
 
-ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 _PARTS = ("key", "value")
 _SIZES = {"batch": 3, "source": 11, "past": 6, "new": 2}
 """Of the example that is traced: all different, and neither 0 nor 1, which the exporter takes for constants.
@@ -213,62 +215,3 @@ class OnnxWriter(Writer):
         scored_BT = torch.ones_like(target_BT) if batch.scored is None else batch.scored.cpu()
         answers: NDArray[np.float32] = logits_BTV[scored_BT.bool().numpy()]
         return answers
-
-
-class Decoding:
-    """Sources that were read, and what is written after them (`Steps` of `distillkit.search`)."""
-
-    def __init__(
-        self, encoder: Any, decoder: Any, device: str, input_ids: Ints, attention_mask: Ints
-    ) -> None:
-        import onnxruntime
-
-        self._value, self._decoder, self._device = onnxruntime.OrtValue, decoder, device
-        names = [entry.name for entry in decoder.get_inputs()]
-        self._cross = [name for name in names if name.startswith("cross.")]
-        self._past = [name for name in names if name.startswith("past.")]
-        self._mask = attention_mask.astype(np.int64)
-        binding = encoder.io_binding()
-        binding.bind_cpu_input("input_ids", np.ascontiguousarray(input_ids, dtype=np.int64))
-        binding.bind_cpu_input("attention_mask", self._mask)
-        for entry in encoder.get_outputs():
-            binding.bind_output(entry.name, device)
-        encoder.run_with_iobinding(binding)
-        self._memory = dict(zip(self._cross, binding.get_outputs(), strict=True))
-        rows, heads, _, width = self._memory[self._cross[0]].shape()
-        for name in self._past:
-            self._memory[name] = self._held(np.zeros((rows, heads, 0, width), dtype=np.float32))
-
-    def step(self, tokens_R: Ints, rows_R: Ints) -> Floats:
-        if not np.array_equal(rows_R, np.arange(len(self._mask))):
-            self._reorder(rows_R)
-        last: Floats = self.logits(tokens_R[:, None])[:, -1]
-        return last
-
-    def logits(self, tokens_RT: Ints) -> Floats:
-        """`[R, T, V]` after each of some new tokens, which belong to the past from then on."""
-        binding = self._decoder.io_binding()
-        binding.bind_cpu_input("input_ids", np.ascontiguousarray(tokens_RT, dtype=np.int64))
-        binding.bind_cpu_input("attention_mask", self._mask)
-        for name, value in self._memory.items():
-            binding.bind_ortvalue_input(name, value)
-        binding.bind_output(OUTPUT, "cpu")
-        for entry in self._decoder.get_outputs()[1:]:
-            binding.bind_output(entry.name, self._device)
-        self._decoder.run_with_iobinding(binding)
-        logits, *present = binding.get_outputs()
-        self._memory |= dict(zip(self._past, present, strict=True))
-        answers: Floats = logits.numpy()
-        return answers
-
-    def _reorder(self, rows_R: Ints) -> None:
-        """Text r goes on from what was text rows[r]. Texts of one source read the same of it, so that this
-        changes only where their number does.
-        """
-        grown = len(rows_R) != len(self._mask)
-        for name in (*self._past, *(self._cross if grown else [])):
-            self._memory[name] = self._held(self._memory[name].numpy()[rows_R])
-        self._mask = self._mask[rows_R]
-
-    def _held(self, array: NDArray[np.float32]) -> Any:
-        return self._value.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)

@@ -18,9 +18,9 @@ import torch
 from distillkit.errors import ExportError
 from distillkit.model import Student
 from distillkit.runtime.check import check_model
+from distillkit.runtime.description import OUTPUT as OUTPUT
 from distillkit.segments import HANDED, STATES
 
-OUTPUT = "logits"
 _EXAMPLE = (2, 7)  # neither 0 nor 1, and unequal: the exporter takes 0 and 1 for constants
 
 

@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerBase
 from distillkit.data.batching import Encoded, collate, drawn
 from distillkit.encoder_decoder import EncoderDecoder
 from distillkit.errors import ExportError
-from distillkit.export.bundle import facts
+from distillkit.export.bundle import AS_LONG_AS_IT_TAKES, Reading, describe, facts
 from distillkit.export.decoding import OnnxWriter, write_graphs
 from distillkit.export.parity import TIE, Parity, batches, compared
+from distillkit.runtime.description import Writing, write_description
 from distillkit.settings import ExportSettings, GenerationSettings, Labels
 from distillkit.types import TARGET_IDS, Want
 from distillkit.writing import sources_of, write_tokens
@@ -53,6 +54,8 @@ def export_writer(
     settings: ExportSettings,
     how: GenerationSettings,
     prefix: str,
+    *,
+    reading: Reading = AS_LONG_AS_IT_TAKES,
 ) -> TextParity:
     """Write the artifact into `folder` and prove that it answers and writes the same. Raises ExportError (10)
     where it does not.
@@ -73,6 +76,12 @@ def export_writer(
     }
     (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=1), encoding="utf-8")
     (folder / "labels.json").write_text(json.dumps(names, indent=1))
+    assert how.max_length is not None
+    ends = (student.start_id, student.end_id)
+    writing = Writing(*ends, how.beams, how.length_penalty, how.min_length, how.max_length)
+    told = describe(student, tokenizer, labels, ("input_ids", "attention_mask"), reading)
+    tokens = replace(told.tokens, prefix=prefix)
+    write_description(replace(told, tokens=tokens, writing=writing), folder)
     made = OnnxWriter.open(folder, threads=1)
     parity = _compare(student, made, samples, settings, how)
     (folder / "parity.json").write_text(json.dumps(asdict(parity), indent=1))

@@ -12,5 +12,6 @@ from __future__ import annotations
 from distillkit.runtime.answers import Answer as Answer
 from distillkit.runtime.answers import ClassAnswer as ClassAnswer
 from distillkit.runtime.answers import TagsAnswer as TagsAnswer
+from distillkit.runtime.answers import TextAnswer as TextAnswer
 from distillkit.runtime.answers import ValueAnswer as ValueAnswer
 from distillkit.runtime.artifact import Artifact as Artifact

@@ -19,11 +19,12 @@ Array = NDArray[Any]
 @dataclass(frozen=True)
 class Said:
     """What a model said of one row: logits `[V]`, or `[L, V]` where it answers tokens; exit: by which of its
-    exits the row left, from 1 (None: the model is whole).
+    exits the row left, from 1 (None: the model is whole); written: the text, where it writes one.
     """
 
     logits: NDArray[np.float32]
     exit: int | None = None
+    written: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,16 @@ class TagsAnswer(Answer):
         return {**super().as_json(), "probabilities": list(self.probabilities)}
 
 
+@dataclass(frozen=True)
+class TextAnswer(Answer):
+    """A text that the model wrote."""
+
+    written: str
+
+    def cells(self) -> dict[str, Any]:
+        return {"written": self.written}
+
+
 def log_softmax(logits: Array) -> NDArray[np.float64]:
     """Over the last axis in float64, without overflow."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
@@ -101,6 +112,10 @@ def class_answer(task: TaskRows, row: Row, said: Said) -> ClassAnswer:
 
 def value_answer(task: TaskRows, row: Row, said: Said) -> ValueAnswer:
     return ValueAnswer(float(said.logits[task.first]), truncated=row.cut, exit=said.exit)
+
+
+def text_answer(task: TaskRows, row: Row, said: Said) -> TextAnswer:
+    return TextAnswer(said.written, truncated=row.cut, exit=said.exit)
 
 
 def tags_answer(task: TaskRows, row: Row, said: Said) -> TagsAnswer:

@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from distillkit.early_exit import FACTS, FOLDER, Never
 from distillkit.errors import ConfigError, ExportError
-from distillkit.runtime.answers import Answer, Said, class_answer, finite, tags_answer, value_answer
+from distillkit.runtime.answers import (
+    Answer,
+    Said,
+    class_answer,
+    finite,
+    tags_answer,
+    text_answer,
+    value_answer,
+)
 from distillkit.runtime.check import check_files
 from distillkit.runtime.description import (
     FILE,
@@ -22,33 +28,29 @@ from distillkit.runtime.description import (
     TaskRows,
     read_description,
 )
-from distillkit.runtime.early_exit import EarlyExit
-from distillkit.runtime.rows import Layout, Reader, Row, Texts, Where, Words, nth, padded, sequential_batches
-from distillkit.runtime.session import PROVIDERS, Provider, open_session
+from distillkit.runtime.models import Model, open_model
+from distillkit.runtime.rows import Layout, Reader, Row, Texts, Where, Words, nth, sequential_batches
+from distillkit.runtime.session import PROVIDERS, Provider
 from distillkit.wording import shown
 
 BATCH_TOKENS = 4096
 """Tokens of a batch, padding included, where a caller does not say."""
 _KNOWN_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 
-Array = NDArray[Any]
-Run = Callable[[Mapping[str, Array]], tuple[Array, Array | None]]
-"""From a batch of tokens to logits `[B, V]` or `[B, L, V]`, and the exit (from 0) of each row or None."""
-
 
 @dataclass(frozen=True)
 class Form:
-    """What a kind of task is at run time: how its rows are laid out, and how answers are read from logits."""
+    """What a kind of task is at run time: how its rows are laid out, and how what a model said is read."""
 
     layout: Layout
     answer: Callable[[TaskRows, Row, Said], Answer]
-    by_token: bool = False
 
 
 FORMS: Mapping[str, Form] = {
     "classification": Form(Texts(), class_answer),
     "regression": Form(Texts(), value_answer),
-    "token_classification": Form(Words(), tags_answer, by_token=True),
+    "token_classification": Form(Words(), tags_answer),
+    "text_to_text": Form(Texts(), text_answer),
 }
 """The kinds of task that have answers for texts."""
 
@@ -59,9 +61,8 @@ class Artifact:
     Not changed by anything that it does: one may be used by several threads.
     """
 
-    def __init__(self, description: Description, form: Form, reader: Reader, run: Run, provider: str) -> None:
-        self.description, self.provider = description, provider
-        self._form, self._reader, self._run = form, reader, run
+    def __init__(self, description: Description, form: Form, reader: Reader, model: Model) -> None:
+        self.description, self._form, self._reader, self._model = description, form, reader, model
 
     @classmethod
     def load(cls, folder: str | Path, *, provider: Provider = "cpu", threads: int = 0) -> Artifact:
@@ -81,7 +82,8 @@ class Artifact:
         _complete(place, files, description)
         form = FORMS[description.kind]
         reader = Reader.open(place, description.tokens, form.layout)
-        return cls(description, form, reader, _opened(place, files, provider, threads), PROVIDERS[provider])
+        model = open_model(place, files, reader, description.writing, provider, threads)
+        return cls(description, form, reader, model)
 
     def predict(self, rows: Sequence[Any], *, task: str = "", tokens: int = BATCH_TOKENS) -> list[Answer]:
         """Answers in the order of the rows: each a text, a pair of texts, or a list of words, as in training.
@@ -100,7 +102,7 @@ class Artifact:
     ) -> list[Answer]:
         """Answers to checked rows, in their order."""
         read = self.read(rows, task)
-        lengths = np.array([len(row) for row in read], dtype=np.int64)
+        lengths = np.array([self.size(row) for row in read], dtype=np.int64)
         said: dict[int, Said] = {}
         for batch in sequential_batches(lengths, tokens=tokens):
             said.update(zip(batch.tolist(), self.run([read[place] for place in batch]), strict=True))
@@ -110,15 +112,16 @@ class Artifact:
         """Checked rows in tokens."""
         return self._reader.read(rows, self.description.task(task))
 
+    def size(self, row: Row) -> int:
+        """Tokens that a row costs: its own, and where texts are written those of all that are pursued."""
+        writing = self.description.writing
+        return len(row) if writing is None else (len(row) + writing.max_length) * writing.beams
+
     def run(self, rows: Sequence[Row]) -> list[Said]:
         """One batch of rows, of whatever tasks, through the model. Raises ExportError (10) where it answers
         with what is no number.
         """
-        logits, exits = self._run(padded(rows, self.description.tokens.pad))
-        if self._form.by_token:
-            logits = [one[: len(row)] for one, row in zip(logits, rows, strict=True)]
-        left = [None] * len(rows) if exits is None else (exits + 1).tolist()
-        said = [Said(one, exit) for one, exit in zip(logits, left, strict=True)]
+        said = self._model.said(rows)
         if not finite(said):
             raise ExportError("the model answered NaN or infinity", where=MODEL, hint="export it again")
         return said
@@ -143,7 +146,7 @@ def artifact_folder(folder: Path) -> Path:
 
 def _complete(folder: Path, files: frozenset[str], description: Description) -> None:
     """Refuse an artifact that the manifest does not cover, or that this runtime has no answers for."""
-    for name in (FILE, TOKENIZER, MODEL):
+    for name in (FILE, TOKENIZER):
         if name not in files:
             raise ExportError(
                 f"{name} does not stand in the manifest", where=str(folder), hint="export it again"
@@ -157,29 +160,3 @@ def _complete(folder: Path, files: frozenset[str], description: Description) -> 
     unknown = sorted(set(description.inputs) - _KNOWN_INPUTS)
     if unknown:
         raise ExportError(f"unknown input {shown(unknown[0])}", where=str(folder / FILE))
-
-
-def _opened(folder: Path, files: frozenset[str], provider: Provider, threads: int) -> Run:
-    """The whole model; or its parts, where the rule that was chosen for them lets any row leave early."""
-    if FACTS in files:
-        unlisted = {f"{FOLDER}/{path.name}" for path in (folder / FOLDER).iterdir()} - files
-        if unlisted:
-            raise ExportError(f"{min(unlisted)} does not stand in the manifest", where=str(folder))
-        parts = EarlyExit.open(folder, provider=provider, threads=threads)
-        if not isinstance(parts.rule, Never):
-            return _by_parts(parts)
-    session = open_session(folder / MODEL, provider=provider, threads=threads)
-    names = [entry.name for entry in session.get_inputs()]
-
-    def run(inputs: Mapping[str, Array]) -> tuple[Array, Array | None]:
-        return session.run(None, {name: inputs[name] for name in names})[0], None
-
-    return run
-
-
-def _by_parts(parts: EarlyExit) -> Run:
-    def run(inputs: Mapping[str, Array]) -> tuple[Array, Array | None]:
-        walked = parts.run(inputs)
-        return walked.logits, walked.exits
-
-    return run

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,8 @@ from distillkit.wording import shown
 FILE = "artifact.json"
 MODEL = "model.onnx"
 TOKENIZER = "tokenizer.json"
-FORMAT = 1
+OUTPUT = "logits"
+FORMAT = 2
 """Of artifact.json. A reader refuses what it does not know."""
 _SIDES = ("left", "right")
 T = TypeVar("T")
@@ -49,7 +51,7 @@ class Tokens:
 
     max_length: most tokens of a row; pad: id that fills up a batch; segments: whether the tokenizer's segment
     ids are used (else all are 0); cut: the side at which a row that is too long loses tokens; split_special:
-    whether special tokens that are written in a text are text.
+    whether special tokens that are written in a text are text; prefix: what stands before every text.
     """
 
     max_length: int
@@ -57,12 +59,27 @@ class Tokens:
     segments: bool
     cut: str
     split_special: bool
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How a model that writes does: the token before a text and the one behind it, texts that are pursued
+    side by side, the power of the length by which their scores are divided, and tokens of a text.
+    """
+
+    start: int
+    end: int
+    beams: int
+    length_penalty: float
+    min_length: int
+    max_length: int
 
 
 @dataclass(frozen=True)
 class Description:
     """kind: as in a recipe's `task.kind`; metric: what the weights were chosen by; inputs: of the model, in
-    order; tasks: one, or several.
+    order; tasks: one, or several; writing: where texts are written, how.
     """
 
     kind: str
@@ -70,6 +87,7 @@ class Description:
     inputs: tuple[str, ...]
     tokens: Tokens
     tasks: tuple[TaskRows, ...]
+    writing: Writing | None = None
 
     def task(self, name: str) -> TaskRows:
         """A task by its name; '' is the only one. Raises ConfigError (2) for one that is not there."""
@@ -124,6 +142,7 @@ def _description(content: Mapping[str, Any]) -> Description:
         _of(told, "segments", bool),
         _of(told, "cut", str),
         _of(told, "split_special", bool),
+        _of(told, "prefix", str),
     )
     if tokens.cut not in _SIDES or tokens.max_length < 1:
         raise ValueError(f"tokens.cut or tokens.max_length is {shown((tokens.cut, tokens.max_length))}")
@@ -131,7 +150,17 @@ def _description(content: Mapping[str, Any]) -> Description:
     if not tasks:
         raise ValueError("it has no task")
     kind, metric = _of(content, "kind", str), _of(content, "metric", str)
-    return Description(kind, metric, _names(content, "inputs"), tokens, tasks)
+    writing = None if content["writing"] is None else _writing(_of(content, "writing", dict))
+    return Description(kind, metric, _names(content, "inputs"), tokens, tasks, writing)
+
+
+def _writing(told: Mapping[str, Any]) -> Writing:
+    start, end, beams = (_of(told, name, int) for name in ("start", "end", "beams"))
+    fewest, most = _of(told, "min_length", int), _of(told, "max_length", int)
+    penalty = told["length_penalty"]
+    if not isinstance(penalty, float) or not isfinite(penalty) or not beams or not most:
+        raise ValueError(f"writing is {shown(told)}")
+    return Writing(start, end, beams, penalty, fewest, most)
 
 
 def _task(told: Any) -> TaskRows:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from distillkit.errors import DataError, DistillkitError, ErrorGroup, ExportError
 from distillkit.runtime.description import TOKENIZER, TaskRows, Tokens
+from distillkit.runtime.frame import Frame, kept
 from distillkit.wording import half_character, shown
 
 _MOST_SHOWN = 20
@@ -55,12 +56,8 @@ class Layout(ABC):
     def texts(self, given: Any, task: TaskRows) -> tuple[str, ...]:
         """The texts of a row as a caller gives it; raises ValueError with the reason where it is none."""
 
-    @abstractmethod
-    def told(self, texts: tuple[str, ...]) -> Any:
-        """The texts in the form that a tokenizer takes."""
-
-    def words(self, encoding: Any) -> tuple[tuple[int, int], ...]:
-        """(word, its first token) of an encoding."""
+    def words(self, encoding: Any, kept: slice) -> tuple[tuple[int, int], ...]:
+        """(word, its first token) of the tokens that are kept."""
         return ()
 
     def num_words(self, texts: tuple[str, ...]) -> int:
@@ -71,15 +68,13 @@ class Texts(Layout):
     """A text, or two as a pair."""
 
     def texts(self, given: Any, task: TaskRows) -> tuple[str, ...]:
-        if len(task.columns) == 1 and isinstance(given, str):
-            given = (given,)
-        if isinstance(given, str) or not isinstance(given, tuple | list) or len(given) != len(task.columns):
-            form = "a text" if len(task.columns) == 1 else f"a pair of texts ({', '.join(task.columns)})"
-            raise ValueError(f"{shown(given)} is not {form}")
+        if len(task.columns) == 1:
+            if not isinstance(given, str):
+                raise ValueError(f"{shown(given)} is not a text")
+            return _checked([given])
+        if not isinstance(given, tuple | list) or len(given) != 2:
+            raise ValueError(f"{shown(given)} is not a pair of texts ({', '.join(task.columns)})")
         return _checked(given)
-
-    def told(self, texts: tuple[str, ...]) -> Any:
-        return texts if len(texts) == 2 else texts[0]
 
 
 class Words(Layout):
@@ -92,12 +87,9 @@ class Words(Layout):
             raise ValueError(f"{shown(given)} is not a list of words")
         return _checked(given)
 
-    def told(self, texts: tuple[str, ...]) -> Any:
-        return list(texts)
-
-    def words(self, encoding: Any) -> tuple[tuple[int, int], ...]:
+    def words(self, encoding: Any, kept: slice) -> tuple[tuple[int, int], ...]:
         first: dict[int, int] = {}
-        for place, word in enumerate(encoding.word_ids):
+        for place, word in enumerate(encoding.word_ids[kept]):
             if word is not None:
                 first.setdefault(word, place)
         return tuple(first.items())
@@ -111,9 +103,10 @@ class Reader:
 
     def __init__(self, tokenizer: Any, tokens: Tokens, layout: Layout) -> None:
         tokenizer.no_padding()
-        tokenizer.enable_truncation(tokens.max_length, strategy="longest_first", direction=tokens.cut)
+        tokenizer.no_truncation()
         tokenizer.encode_special_tokens = tokens.split_special
         self.tokenizer, self.tokens, self.layout = tokenizer, tokens, layout
+        self._frames: dict[int, Frame] = {}
 
     @classmethod
     def open(cls, folder: Path, tokens: Tokens, layout: Layout) -> Reader:
@@ -150,18 +143,49 @@ class Reader:
         if not rows:
             return []
         short = [tuple(text[: task.max_chars] for text in texts) for texts in rows]
-        told = [self.layout.told(texts) for texts in short]
-        encodings = self.tokenizer.encode_batch(told, is_pretokenized=self.layout.split)
+        before = self.tokens.prefix
+        split, parts = self.layout.split, 1 if self.layout.split else len(task.columns)
+        told: list[Any] = (
+            [*map(in_text, short)] if split else [before + text for texts in short for text in texts]
+        )
+        encodings = iter(self.tokenizer.encode_batch(told, is_pretokenized=split, add_special_tokens=False))
         return [
-            self._row(encoding, texts, given != texts)
-            for encoding, texts, given in zip(encodings, short, rows, strict=True)
+            self._row([next(encodings) for _ in range(parts)], self.layout.num_words(texts), texts != given)
+            for texts, given in zip(short, rows, strict=True)
         ]
 
-    def _row(self, encoding: Any, texts: tuple[str, ...], shortened: bool) -> Row:
-        ids = np.asarray(encoding.ids, dtype=np.int64)
-        types = np.asarray(encoding.type_ids, dtype=np.int64) if self.tokens.segments else np.zeros_like(ids)
-        cut = shortened or bool(encoding.overflowing)
-        return Row(ids, types, cut, self.layout.words(encoding), self.layout.num_words(texts))
+    def _row(self, encodings: Sequence[Any], num_words: int, shortened: bool) -> Row:
+        """The tokens of a row from those of its texts."""
+        frame, lengths = self._frame(len(encodings)), [len(one.ids) for one in encodings]
+        stay = kept(lengths, self.tokens.max_length - frame.size)
+        parts = [self._part(*counts) for counts in zip(lengths, stay, strict=True)]
+        pairs = zip(encodings, parts, strict=True)
+        ids, types = frame.row([np.asarray(one.ids[part], dtype=np.int64) for one, part in pairs])
+        front = len(frame.special[0])
+        words = tuple((word, place + front) for word, place in self.layout.words(encodings[0], parts[0]))
+        types = types if self.tokens.segments else np.zeros_like(ids)
+        return Row(ids, types, shortened or sum(stay) < sum(lengths), words, num_words)
+
+    def spelled(self, tokens: Sequence[int]) -> str:
+        """Tokens as a text, without special ones."""
+        text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return text
+
+    def _part(self, length: int, stays: int) -> slice:
+        """Which of a text's tokens stay."""
+        return slice(length - stays, length) if self.tokens.cut == "left" else slice(0, stays)
+
+    def _frame(self, texts: int) -> Frame:
+        if texts not in self._frames:
+            self._frames[texts] = Frame.of(self.tokenizer, texts)
+        return self._frames[texts]
+
+
+def in_text(sentences: Sequence[str]) -> list[str]:
+    """Consecutive sentences or words as they stand in a text: with a space before all but the first, which
+    is a part of the word to byte-level vocabularies and nothing to others.
+    """
+    return [f" {sentence}" if number else sentence for number, sentence in enumerate(sentences)]
 
 
 def padded(rows: Sequence[Row], pad: int) -> dict[str, NDArray[np.int64]]:

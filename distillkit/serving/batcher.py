@@ -68,10 +68,15 @@ def choose(lengths: Sequence[int], tokens: int) -> list[int]:
 
 
 class Batcher:
-    """Answers rows by `run`, which one thread calls with batches. Belongs to one event loop."""
+    """Answers rows by `run`, which one thread calls with batches; `size` says the tokens that a row costs.
+    Belongs to one event loop.
+    """
 
-    def __init__(self, run: Run, *, most: int, tokens: int, window: float, watch: Watch) -> None:
-        self._run, self._most, self._tokens, self._window, self._watch = run, most, tokens, window, watch
+    def __init__(
+        self, run: Run, size: Callable[[Row], int], *, most: int, tokens: int, window: float, watch: Watch
+    ) -> None:
+        self._run, self._size, self._watch = run, size, watch
+        self._most, self._tokens, self._window = most, tokens, window
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._waiting: list[_Waiting] = []
         self._some = asyncio.Event()
@@ -127,14 +132,14 @@ class Batcher:
 
     async def _gather(self) -> None:
         """Wait until the oldest row has waited for the window (under load it has), or a batch is full."""
-        if sum(len(one.row) for one in self._waiting) >= self._tokens:
+        if sum(self._size(one.row) for one in self._waiting) >= self._tokens:
             return
         left = self._waiting[0].since + self._window - asyncio.get_running_loop().time()
         if left > 0:
             await asyncio.sleep(left)
 
     def _next(self) -> list[_Waiting]:
-        chosen = {*choose([len(one.row) for one in self._waiting], self._tokens)}
+        chosen = {*choose([self._size(one.row) for one in self._waiting], self._tokens)}
         batch = [one for place, one in enumerate(self._waiting) if place in chosen]
         self._waiting = [one for place, one in enumerate(self._waiting) if place not in chosen]
         return batch

@@ -31,6 +31,7 @@ class Service:
         self.model, self.limits, self.metrics, self._clock = model, limits, Metrics(), clock
         self.batcher = Batcher(
             model.run,
+            model.size,
             most=limits.queue,
             tokens=limits.tokens,
             window=limits.window,

@@ -83,11 +83,13 @@ def _other_forms(job: Job, folder: Path, named: str) -> None:
 def _exported(job: Job, model: Student, samples: Encoded, folder: Path) -> Parity:
     """The artifact of a model, in the form that its kind has."""
     settings, labels, task = job.config.export, job.task.labels, job.config.task
+    reading = Reading.of(task, job.metric)
     if isinstance(model, EncoderDecoder):
         assert isinstance(task, TaskSettings)
         how = writing(job)
-        return export_writer(model, job.tokenizer, labels, samples, folder, settings, how, task.prefix)
-    reading = Reading.of(task, job.metric)
+        return export_writer(
+            model, job.tokenizer, labels, samples, folder, settings, how, task.prefix, reading=reading
+        )
     return export_student(model, job.tokenizer, labels, samples, folder, settings, reading=reading)
 
 

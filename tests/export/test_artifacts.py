@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from onnx import TensorProto, helper
 from tiny import LABELS, encoded, encoder, tokenizer
 from torch import Tensor, nn
 
+from distillkit import files
+from distillkit.data.batching import collate
 from distillkit.encoder import Encoder
 from distillkit.errors import DistillkitError, ExportError, MissingError
 from distillkit.export.bundle import export
 from distillkit.export.parity import compare, exact_batch, run
+from distillkit.runtime import Artifact, ClassAnswer
 from distillkit.runtime.check import check_model
 from distillkit.runtime.session import open_session
 from distillkit.settings import ExportSettings
@@ -158,6 +162,18 @@ def test_the_artifact_takes_any_batch_and_length(artifact: Path, tmp_path: Path)
         batch = exact_batch(samples, size, length)
         expected = student.outputs(batch, want=Want()).logits.detach().numpy()
         assert np.abs(run(session, batch) - expected).max() < 1e-5
+
+
+def test_the_runtime_answers_as_pytorch_does(artifact: Path, tmp_path: Path) -> None:
+    """The whole way: texts in, the same probabilities out."""
+    folder, samples = Path(shutil.copytree(artifact, tmp_path / "copy")), encoded(tmp_path / "cache", 40)
+    files.seal(folder, {})
+    answers = Artifact.load(folder, threads=1).predict([text for (text,) in samples.texts], tokens=100)
+    batch = collate(samples, np.arange(40))
+    odds = encoder(3).eval().outputs(batch, want=Want()).logits.softmax(-1).tolist()
+    for answer, expected in zip(answers, odds, strict=True):
+        assert isinstance(answer, ClassAnswer)
+        assert list(answer.probabilities.values()) == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_artifact_carries_what_a_reader_needs(artifact: Path) -> None:

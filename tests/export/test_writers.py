@@ -20,9 +20,11 @@ from distillkit.errors import ExportError
 from distillkit.export import writers
 from distillkit.export.decoding import DECODER, ENCODER, OnnxWriter
 from distillkit.export.writers import export_writer
+from distillkit.files import seal
+from distillkit.runtime import Artifact
 from distillkit.settings import ExportSettings, GenerationSettings
 from distillkit.types import Want
-from distillkit.writing import write_tokens
+from distillkit.writing import spelled, write_tokens
 
 HOW = GenerationSettings(beams=2, max_length=7)
 
@@ -68,6 +70,21 @@ def test_texts_are_those_of_pytorch(made: Made, how: dict[str, Any]) -> None:
     cpu = torch.device("cpu")
     theirs, mine = (write_tokens(one, made.rows, settings, device=cpu) for one in (made.model, made.writer))
     assert mine == theirs and len({tuple(text) for text in mine}) > 5
+
+
+@pytest.mark.parametrize("tokens", [1, 200, 10_000])
+def test_the_runtime_writes_the_same_texts(made: Made, tokens: int, tmp_path: Path) -> None:
+    """From texts to texts without torch: the prefix, the source's tokens, the search, and the spelling."""
+    family: FamilyName = made.model.model.config.model_type
+    rows = tinytexts.encoded(tmp_path, 30, family=family, seed=3, prefix="do: ")
+    theirs = write_tokens(made.model, rows, HOW, device=torch.device("cpu"))
+    expected = spelled(theirs, tinytexts.tokenizer(family))
+    seal(made.folder, {})
+    answers = Artifact.load(made.folder, threads=1).predict([text for (text,) in rows.texts], tokens=tokens)
+    assert [answer.as_json() for answer in answers] == [
+        {"written": text, "truncated": False} for text in expected
+    ]
+    assert len(set(expected)) > 5
 
 
 def test_the_files_have_no_branches_and_hold_each_large_weight_once(made: Made) -> None:

@@ -10,23 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 from artifacts import Made, make
-from tiny import LABELS, encoded, encoder, rows, tokenizer
+from tiny import LABELS, encoder, rows, tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from distillkit import files
-from distillkit.data.batching import collate
 from distillkit.data.builtin import builtin_table
 from distillkit.data.layouts import Segments, Words
-from distillkit.data.tokenizers import train_wordpiece
+from distillkit.data.tokenizers import train_byte_bpe, train_wordpiece
+from distillkit.data.unigram import train_unigram
 from distillkit.errors import ConfigError, DataError, ErrorGroup, MissingError
-from distillkit.export.bundle import Columns, Reading, describe, export
+from distillkit.export.bundle import Columns, Reading, describe
 from distillkit.runtime import Artifact, ClassAnswer, TagsAnswer, ValueAnswer
+from distillkit.runtime.description import TaskRows, Tokens
+from distillkit.runtime.frame import kept
 from distillkit.runtime.rows import Layout, Reader
 from distillkit.runtime.rows import Texts as RuntimeTexts
 from distillkit.runtime.rows import Words as RuntimeWords
-from distillkit.settings import ExportSettings
-from distillkit.types import IGNORED, Want
+from distillkit.settings import Labels, SeveralTasks
+from distillkit.types import IGNORED
 
 ROOT = Path(__file__).parents[2]
 ODD = [
@@ -46,6 +47,7 @@ ODD = [
     "bad good " * 200,
     "x" * 5000,
     "ﷺ" * 40,
+    "short",
     "\u00ad\u2028\u2029end",
 ]
 
@@ -76,6 +78,8 @@ def real_texts(count: int = 150) -> list[str]:
 TOKENIZERS = {
     "wordpiece": lambda: train_wordpiece(real_texts(), vocab_size=400),
     "cased": lambda: train_wordpiece(real_texts(), vocab_size=300, lowercase=False),
+    "unigram": lambda: train_unigram(real_texts(), vocab_size=300),
+    "byte pairs": lambda: train_byte_bpe(real_texts(), vocab_size=400),
     "bytes": lambda: byte_pairs("right"),
     "bytes cut at the left": lambda: byte_pairs("left"),
 }
@@ -93,7 +97,8 @@ def test_rows_become_the_tokens_that_they_were_in_training(
     inner: Layout = RuntimeWords() if layout == "words" else RuntimeTexts()
     given: list[tuple[str, ...]] = [(text,) for text in texts]
     if layout == "pairs":
-        given = [(text, other) for text, other in zip(texts, reversed(texts), strict=True)]
+        short = [text[:40] for text in texts]  # tokenizers keeps what it cuts off, in all combinations
+        given = list(zip(short, reversed(short), strict=True))
     if layout == "words":
         given = [words for text in texts if (words := tuple(text.split(" ")))]
     theirs = (Words() if layout == "words" else Segments()).pieces(
@@ -107,7 +112,9 @@ def test_rows_become_the_tokens_that_they_were_in_training(
     assert tokens.max_length == min(max_length, student.spec.max_length)
     longer = type(tokens)(max_length, tokens.pad, tokens.segments, tokens.cut, tokens.split_special)
     reader = Reader.open(tmp_path, longer, inner)
-    read = reader.read(reader.check(given, told.tasks[0]), told.tasks[0])
+    rows_ = reader.check([text for (text,) in given] if layout == "texts" else given, told.tasks[0])
+    assert rows_ == given
+    read = reader.read(rows_, told.tasks[0])
     assert [len(row) for row in read] == theirs.lengths
     assert np.concatenate([row.ids for row in read]).tolist() == theirs.tokens.tolist()
     assert np.concatenate([row.types for row in read]).tolist() == theirs.types.tolist()
@@ -116,6 +123,27 @@ def test_rows_become_the_tokens_that_they_were_in_training(
         starts = np.cumsum([0, *theirs.lengths])
         firsts = [start + place for row, start in zip(read, starts, strict=False) for _, place in row.words]
         assert firsts == np.flatnonzero(theirs.labels != IGNORED).tolist()
+
+
+def test_texts_that_are_too_long_are_cut_as_tokenizers_cuts_them() -> None:
+    inner = Tokenizer(models.WordLevel({"[UNK]": 0, "x": 1, "y": 2}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    for room in range(1, 12):
+        inner.enable_truncation(room, strategy="longest_first")
+        for left in range(14):
+            assert kept([left], room) == (len(inner.encode("x " * left).ids),)
+            for right in range(14):
+                ids = inner.encode("x " * left, "y " * right).ids
+                assert kept([left, right], room) == (ids.count(1), ids.count(2)), (left, right, room)
+
+
+def test_a_long_pair_costs_no_more_than_two_long_texts(tmp_path: Path) -> None:
+    """tokenizers would keep 2,000,000 pieces of what it cuts off here."""
+    byte_pairs("right").save_pretrained(tmp_path)
+    reader = Reader.open(tmp_path, Tokens(16, 1, False, "right", False), RuntimeTexts())
+    task = TaskRows("", ("a", "b"), 20_000, (), 0)
+    (row,) = reader.read([("ab " * 6000, "cd " * 6000)], task)
+    assert len(row) == 16 and row.cut
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +202,7 @@ def test_every_word_has_a_tag_or_none(tmp_path: Path) -> None:
     """A word past the maximal length, or of which the tokenizer makes nothing, is not answered."""
     names = ("O", "B-x", "I-x")
     made = make(tmp_path / "w", "token_classification", labels=names, max_length=10)
-    given = [("bafa", "dafoga", "x"), ("fan",) * 12, ("\u200b", "bad")]
+    given = [("bafa", "good"), ("fan",) * 12, ("\u200b", "bad")]
     answers = Artifact.load(made.folder).predict(given)
     layout = Words()
     for words, answer, logits in zip(given, answers, made.logits(given), strict=True):
@@ -306,21 +334,23 @@ def test_nothing_but_three_packages_is_needed(made: Made) -> None:
         assert label == answer.label and [float(one) for one in odds] == list(answer.probabilities.values())
 
 
-def test_an_exported_student_answers_as_pytorch_does(tmp_path: Path) -> None:
-    """The whole way: texts in, the same probabilities out."""
-    student, trained = encoder(3), tokenizer()
-    samples = encoded(tmp_path / "cache", 40)
-    out = tmp_path / "export"
-    out.mkdir()
-    reading = Reading(32, "macro_f1", {"": Columns(("review",))})
-    export(student, trained, LABELS, samples, out, ExportSettings(), reading=reading)
-    files.seal(out, {})
-    model = Artifact.load(out, threads=1)
-    answers = model.predict([text for (text,) in samples.texts], tokens=100)
-    batch = collate(samples, np.arange(40))
-    logits = student.eval().outputs(batch, want=Want()).logits.detach().double().numpy()
-    for answer, odds in zip(answers, softmax(logits), strict=True):
-        assert isinstance(answer, ClassAnswer)
-        assert np.allclose(list(answer.probabilities.values()), odds, atol=1e-5)
-    assert (model.description.metric, model.description.tasks[0].columns) == ("macro_f1", ("review",))
-    assert model.description.inputs == ("input_ids", "attention_mask", "token_type_ids")
+def test_an_artifact_says_what_its_recipe_said() -> None:
+    several = SeveralTasks.model_validate(
+        {
+            "tasks": {
+                "mood": {"kind": "classification", "train": "a", "text": "review", "max_length": 16},
+                "same": {"kind": "classification", "train": "b", "text": ["one", "two"], "max_chars": 9},
+            }
+        }
+    )
+    labels = Labels(
+        kind="classification", names=("mood/bad", "mood/good", "same/no"), tasks={"mood": 2, "same": 1}
+    )
+    student = encoder(layers=1, labels=labels)
+    told = describe(student, tokenizer(), labels, ("input_ids",), Reading.of(several, "macro_f1"))
+    assert told.tasks == (
+        TaskRows("mood", ("review",), 20_000, ("bad", "good"), 0),
+        TaskRows("same", ("one", "two"), 9, ("no",), 2),
+    )
+    assert told.tokens == Tokens(32, 0, True, "right", False)  # as many as the model takes
+    assert (told.kind, told.metric, told.inputs) == ("classification", "macro_f1", ("input_ids",))

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from artifacts import make
 from onnx import TensorProto, helper
 
 from distillkit.errors import DistillkitError
+from distillkit.files import seal
 from distillkit.manifest import MANIFEST
 from distillkit.runtime import Artifact
-from distillkit.runtime.check import HOLDS, check_model, external_tensors
-from distillkit.runtime.description import FILE, FORMAT, read_description
+from distillkit.runtime.check import HOLDS, check_files, check_model, external_tensors
+from distillkit.runtime.description import FILE, FORMAT, Tokens, Writing, read_description
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
+TOKENS = asdict(Tokens(8, 0, True, "left", False))
+WRITING = asdict(Writing(1, 2, 3, 1.0, 0, 9))
 
 
 def messages() -> Iterator[Any]:
@@ -201,6 +207,19 @@ def test_a_name_that_leads_through_a_link_is_refused(folder: Path, tmp_path: Pat
     assert caught.value.exit_code == 11
 
 
+def test_an_artifact_inside_an_artifact_is_checked_when_it_is_opened(folder: Path) -> None:
+    """Other forms and peers lie in folders with manifests of their own; a part of the model does not."""
+    for name in ("formats/int8", "segments"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "0.onnx").write_bytes(b"whole")
+    seal(folder, {})
+    (folder / "formats" / "int8" / "0.onnx").write_bytes(b"other")
+    check_files(folder)
+    (folder / "segments" / "0.onnx").write_bytes(b"other")
+    with pytest.raises(DistillkitError, match="sha256"):
+        check_files(folder)
+
+
 def test_files_that_were_added_do_no_harm(folder: Path) -> None:
     """A licence or a note beside a model is no damage."""
     (folder / "NOTES.md").write_text("ours")
@@ -212,22 +231,11 @@ def test_files_that_were_added_do_no_harm(folder: Path) -> None:
     [
         ({"format": FORMAT + 1}, f"format {FORMAT + 1}"),
         ({"tokens": None}, "tokens is None"),
-        (
-            {
-                "tokens": {
-                    "max_length": True,
-                    "pad": 0,
-                    "segments": True,
-                    "cut": "left",
-                    "split_special": False,
-                }
-            },
-            "True",
-        ),
-        (
-            {"tokens": {"max_length": 8, "pad": 0, "segments": True, "cut": "up", "split_special": False}},
-            "'up'",
-        ),
+        ({"tokens": {**TOKENS, "max_length": True}}, "max_length is True"),
+        ({"tokens": {**TOKENS, "cut": "up"}}, "'up'"),
+        ({"writing": {**WRITING, "length_penalty": "1"}}, "writing is"),
+        ({"writing": {**WRITING, "beams": 0}}, "writing is"),
+        ({"writing": {**WRITING, "end": -1}}, "end is -1"),
         ({"tasks": []}, "no task"),
         ({"tasks": [3]}, "a task is 3"),
         ({"inputs": "input_ids"}, "inputs"),
