@@ -309,7 +309,7 @@ def config(folder: Path, name: str, **student: Any) -> Path:
 @pytest.mark.parametrize(
     ("name", "student", "opens", "figure"),
     [
-        ("roberta", {}, AutoModelForMaskedLM, "mlm"),
+        pytest.param("roberta", {}, AutoModelForMaskedLM, "mlm", marks=pytest.mark.slow),
         ("gpt", {"width": 32, "initialise": {"from": "teacher"}}, AutoModelForCausalLM, "lm"),
     ],
 )
