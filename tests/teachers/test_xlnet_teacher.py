@@ -22,13 +22,13 @@ from distillkit.model import FixedTeacher
 from distillkit.settings import Initialise, Labels, PretrainSettings
 from distillkit.students.exits import Exits
 from distillkit.students.transformer import Transformer
-from distillkit.teachers.xlnet import XLNet
+from distillkit.teachers.xlnet import Xlnet
 from distillkit.types import Access, Want
 
 
 def classifier(**settings: Any) -> Encoder:
     torch.manual_seed(0)
-    made = XLNet(**{**TINY, **settings}).classifier(tokenizer(), LABELS, 32, None).eval()
+    made = Xlnet(**{**TINY, **settings}).classifier(tokenizer(), LABELS, 32, None).eval()
     assert isinstance(made, Encoder)
     with torch.no_grad():
         for parameter in made.parameters():
@@ -38,8 +38,8 @@ def classifier(**settings: Any) -> Encoder:
 
 def test_base_has_the_published_number_of_parameters() -> None:
     with torch.device("meta"):
-        assert parameters(XLNetModel(XLNet(size="base").config(32_000))) == 116_718_336
-        large = XLNetModel(XLNet(size="large").config(32_000))
+        assert parameters(XLNetModel(Xlnet(size="base").config(32_000))) == 116_718_336
+        large = XLNetModel(Xlnet(size="large").config(32_000))
     width, layers = 1024, 24
     attention = 5 * width**2 + 5 * width + 2 * width
     forward = 8 * width**2 + 5 * width + 2 * width
@@ -47,7 +47,7 @@ def test_base_has_the_published_number_of_parameters() -> None:
 
 
 def test_a_pretrained_body_goes_on_in_the_classifier_and_opens_in_transformers(tmp_path: Path) -> None:
-    source, made = XLNet(**TINY, memory=8), tokenizer()  # type: ignore[arg-type]
+    source, made = Xlnet(**TINY, memory=8), tokenizer()  # type: ignore[arg-type]
     model, _ = source.pretraining(made)
     assert isinstance(model, XLNetLMHeadModel)
     model.save_pretrained(tmp_path / "pretrain")
@@ -126,12 +126,12 @@ def test_settings_that_contradict_each_other_are_refused_in_words(
     settings: dict[str, Any], where: str, words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
-        XLNet(**settings)
+        Xlnet(**settings)
     assert caught.value.where == where and caught.value.hint
 
 
 def test_it_predicts_no_masked_tokens() -> None:
-    source = XLNet(**TINY, pretrain=PretrainSettings(corpus="x", max_length=32))  # type: ignore[arg-type]
+    source = Xlnet(**TINY, pretrain=PretrainSettings(corpus="x", max_length=32))  # type: ignore[arg-type]
     assert source.masked_model(Path("pretrain")) is None
     with pytest.raises(ConfigError, match="no masked ones"):
         source.classifier(tokenizer(), Labels(kind="mlm"), 32, None)
