@@ -13,10 +13,11 @@ from tiny import LABELS, batch, tokenizer
 from tinyrun import CONFIG, measured_here, write_config, write_data
 from torch.nn import functional
 from transformers import AutoModel, AutoModelForSequenceClassification, XLNetLMHeadModel, XLNetModel
+from transformers.models.xlnet.modeling_xlnet import XLNetRelativeAttention
 
 from distillkit import pipeline
 from distillkit.bench import measure
-from distillkit.encoder import Encoder
+from distillkit.encoder import Encoder, shifted
 from distillkit.errors import ConfigError
 from distillkit.model import FixedTeacher
 from distillkit.settings import Initialise, Labels, PretrainSettings
@@ -97,6 +98,13 @@ def test_its_states_are_those_of_transformers_by_example_and_can_be_changed(tmp_
     plain = found.logits
     assert not torch.equal(swapped[0], plain[0])
     torch.testing.assert_close(swapped[1:], plain[1:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("length", "memory"), [(1, 0), (5, 0), (4, 3)])
+def test_the_shift_that_is_exported_is_that_of_transformers(length: int, memory: int) -> None:
+    keys = length + memory
+    scores = torch.randn(2, 3, length, keys + length)
+    assert torch.equal(shifted(scores, keys), XLNetRelativeAttention.rel_shift_bnij(scores, keys))
 
 
 def test_a_student_is_cut_from_it_and_exits_are_refused_in_words() -> None:
