@@ -199,7 +199,8 @@ def by_depth(model: nn.Module, blocks: Sequence[nn.Module]) -> list[list[nn.Para
     """
     place = {one: index for index, block in enumerate(blocks, start=1) for one in block.parameters()}
     tables = (part for part in model.modules() if isinstance(part, nn.Embedding))
-    place |= {table.weight: 0 for table in tables if table.weight not in place}
+    weights = (weight for table in tables for weight in table.parameters())
+    place |= {weight: 0 for weight in weights if weight not in place}
     found: list[list[nn.Parameter]] = [[] for _ in range(len(blocks) + 2)]
     for parameter in model.parameters():
         passed = any(found[1:])
