@@ -24,6 +24,7 @@ from optimum.utils import NormalizedConfig, NormalizedConfigManager, NormalizedT
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.models.xlnet.modeling_xlnet import XLNetRelativeAttention
 
 from distillkit.errors import DivergedError, ModelError, SecurityError
 from distillkit.heads import HEADS, Head, head_of
@@ -121,7 +122,8 @@ class Encoder(Student):
     def exportable(self) -> nn.Module:
         model = copy.deepcopy(self.model).eval()
         model.set_attn_implementation("eager")
-        return ExportableEncoder(
+        kind = ExportableXLNet if self.length_first else ExportableEncoder
+        return kind(
             model,
             tuple(
                 name for name in ("input_ids", "attention_mask", "token_type_ids") if name in self._accepted
@@ -165,13 +167,40 @@ class ExportableEncoder(nn.Module):
         return logits
 
 
+class ExportableXLNet(ExportableEncoder):
+    """The same of an XLNet. As `transformers` writes them, torch's exporter follows neither its mask of whole
+    numbers nor the shift of its scores.
+    """
+
+    def __init__(self, model: PreTrainedModel, input_names: tuple[str, ...]) -> None:
+        super().__init__(model, input_names)
+        for part in model.modules():
+            if isinstance(part, XLNetRelativeAttention):
+                part.rel_shift_bnij = shifted
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        return super().forward(input_ids, attention_mask.float(), token_type_ids)
+
+
+def shifted(scores_BHLR: Tensor, klen: int) -> Tensor:
+    """`[B, H, L, klen]`: each query's scores by the place of a key, from those by distance: of query i the
+    r-th is that of key i - L + r."""
+    B, H, L, _ = scores_BHLR.shape
+    places = torch.arange(L, device=scores_BHLR.device)[:, None]
+    keys = torch.arange(klen, device=scores_BHLR.device)[None, :]
+    return scores_BHLR.gather(3, (keys - places + L).expand(B, H, L, klen))
+
+
 def by_depth(model: nn.Module, blocks: Sequence[nn.Module]) -> list[list[nn.Parameter]]:
     """A model's parameters: what its definition has before the blocks, and every table, wherever it stands
     but in a block; each block; all that is left.
     """
     place = {one: index for index, block in enumerate(blocks, start=1) for one in block.parameters()}
     tables = (part for part in model.modules() if isinstance(part, nn.Embedding))
-    place |= {table.weight: 0 for table in tables if table.weight not in place}
+    weights = (weight for table in tables for weight in table.parameters())
+    place |= {weight: 0 for weight in weights if weight not in place}
     found: list[list[nn.Parameter]] = [[] for _ in range(len(blocks) + 2)]
     for parameter in model.parameters():
         passed = any(found[1:])

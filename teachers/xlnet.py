@@ -30,7 +30,7 @@ SEGMENTS = 2
 """Told apart by a bias in the attention, for XLNet has no table of them."""
 
 
-class XLNet(PretrainedHere):
+class Xlnet(PretrainedHere):
     """XLNet with a WordPiece vocabulary of its own (the published one is a SentencePiece of 32,000),
     pretrained where `pretrain` is set, fine-tuned on the task by its content stream.
 

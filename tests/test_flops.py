@@ -163,6 +163,20 @@ def test_electras_parts_are_what_torch_counts(embedding: int) -> None:
     assert counted(lambda: generator(ids)) == 2 * language_model(HONEST, shape, 9, share=1)
 
 
+def test_a_module_that_is_given_a_parameter_itself_is_counted() -> None:
+    """DeBERTa norms its table of distances; torch's record of modules fails there without a backward."""
+    table, norm = torch.nn.Parameter(torch.ones(4, 3)), torch.nn.LayerNorm(3)
+
+    def product() -> torch.Tensor:
+        return norm(table) @ table.T
+
+    forward = 2 * 4 * 3 * 4
+    assert counted(product) == forward
+    with torch.inference_mode():
+        assert counted(product) == forward
+    assert counted(lambda: torch.autograd.grad(product().sum(), [table])) == 3 * forward
+
+
 def test_an_lstm_counts_where_it_is_trained_too(tmp_path: Path) -> None:
     """Torch's counter does not know what a CPU runs; silently it would be free."""
     student = Bilstm(width=6, layers=1).build(tokenizer(), LABELS, 32, FixedTeacher(encoder()))

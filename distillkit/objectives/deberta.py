@@ -178,9 +178,9 @@ class DebertaObjective(GeneratorObjective):
         scores_NV: Tensor = model.generator.cls(states_ND)
         return scores_NV
 
-    def _flops(self, model: GeneratorPair, length: int) -> tuple[float, float]:
+    def _flops(self, model: nn.Module, length: int) -> tuple[float, float]:
         """Without the projections of the table of distances, which are made once a batch."""
-        assert isinstance(model.generator, DebertaV2ForMaskedLM)
+        assert isinstance(model, GeneratorPair) and isinstance(model.generator, DebertaV2ForMaskedLM)
         generator, main = super()._flops(model, length)
         made, answers = model.generator.config, model.main.config
         again = 0.0
@@ -197,4 +197,4 @@ def distances(config: DebertaV2Config, length: int, layers: int) -> float:
     """FLOPs that relative positions add to one forward of one sequence in so many blocks: each query and each
     key times every row of the table."""
     rows = 2 * config.position_buckets
-    return len(config.pos_att_type) * 2.0 * length * rows * config.hidden_size * layers
+    return float(len(config.pos_att_type) * 2 * length * rows * config.hidden_size * layers)

@@ -36,8 +36,10 @@ class SummedTable(nn.Module):
 
     def plain(self) -> nn.Embedding:
         """The sum as one table, `[V, E]`."""
-        summed_VE = (self.base.weight + self.delta.weight).detach()
-        return nn.Embedding.from_pretrained(summed_VE, freeze=False, padding_idx=self.base.padding_idx)
+        table = copy.deepcopy(self.base)
+        with torch.no_grad():
+            table.weight.add_(self.delta.weight)
+        return table
 
 
 def share_table(generator: PreTrainedModel, main: PreTrainedModel, how: Sharing) -> None:

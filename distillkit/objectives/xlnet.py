@@ -113,7 +113,7 @@ class XLNetObjective(CorpusObjective):
             two_streams(config, min(step, length - start), answers / len(starts), step if start else 0)
             for start in starts
         )
-        return segments + 2.0 * answers * config.d_model * config.vocab_size
+        return float(segments + 2 * answers * config.d_model * config.vocab_size)
 
     def figures(self, tallies: Mapping[str, Tensor]) -> Mapping[str, float]:
         right, of = tallies[_RIGHT].tolist()

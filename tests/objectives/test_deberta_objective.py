@@ -296,7 +296,7 @@ def test_whole_words_are_masked_all_or_not_at_all(prepared: Path) -> None:
     examples = objective.examples(prepared, epoch=0, seed=3)
     batch = objective.collate(examples, range(len(examples.lengths)), epoch=0, seed=3)
     chosen, original = parts(batch)
-    continues = torch.from_numpy(np.asarray(examples.corpus.continues))[original]
+    continues = torch.tensor(examples.corpus.continues)[original]
     goes_on = continues[:, 1:] & batch.mask[:, 1:]
     assert bool(goes_on.any()) and torch.equal(chosen[:, 1:][goes_on], chosen[:, :-1][goes_on])
     limit = np.maximum(1, np.rint(0.3 * examples.lengths))
@@ -396,4 +396,4 @@ def test_micro_batches_add_up_to_the_whole_batch(tmp_path: Path) -> None:
     pair = made[0].model
     assert isinstance(pair, GeneratorPair)
     table = pair.main.get_input_embeddings()
-    assert isinstance(table, SummedTable) and float(table.delta.weight.abs().max()) > 0, "it has learnt"
+    assert isinstance(table, SummedTable) and bool(table.delta.weight.any()), "it has learnt"

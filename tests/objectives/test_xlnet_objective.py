@@ -24,7 +24,7 @@ from distillkit.data.masking import choose_spans
 from distillkit.flops import counted
 from distillkit.objectives.packing import pack
 from distillkit.objectives.xlnet import XLNetObjective, hidden_from, target_mapping
-from distillkit.teachers.xlnet import XLNet
+from distillkit.teachers.xlnet import Xlnet
 from distillkit.types import IGNORED, Batch
 
 LENGTH = 32
@@ -42,7 +42,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(folder: Path, rows: int = 12, **settings: Any) -> tuple[XLNetLMHeadModel, XLNetObjective, Batch]:
     """A model without dropout whose weights are large enough to tell effects apart, and a padded batch."""
     torch.manual_seed(0)
-    model, objective = XLNet(**{**SHAPE, "layers": 2, "dropout": 0.0, **settings}).pretraining(tokenizer())
+    model, objective = Xlnet(**{**SHAPE, "layers": 2, "dropout": 0.0, **settings}).pretraining(tokenizer())
     assert isinstance(model, XLNetLMHeadModel) and isinstance(objective, XLNetObjective)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -321,7 +321,7 @@ def test_its_forward_is_what_torch_counts(prepared: Path, memory: int | None) ->
 def test_a_resumed_pretraining_ends_with_the_same_weights_bit_for_bit(
     tmp_path: Path, memory: int | None
 ) -> None:
-    source = XLNet(**SHAPE, memory=memory)
+    source = Xlnet(**SHAPE, memory=memory)
     whole = run(tmp_path / "whole", source=source)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", progress=StopAfter(3), source=source)
@@ -330,7 +330,7 @@ def test_a_resumed_pretraining_ends_with_the_same_weights_bit_for_bit(
 
 
 def test_micro_batches_add_up_to_the_whole_batch(tmp_path: Path) -> None:
-    source = XLNet(**SHAPE, dropout=0.0, memory=10)
+    source = Xlnet(**SHAPE, dropout=0.0, memory=10)
     made = [run(tmp_path / str(micro), micro=micro, source=source) for micro in (1, 4)]
     for mine, theirs in zip(made[0].parameters(), made[1].parameters(), strict=True):
         assert torch.allclose(mine, theirs, atol=3e-5)

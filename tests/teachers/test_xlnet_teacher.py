@@ -13,22 +13,23 @@ from tiny import LABELS, batch, tokenizer
 from tinyrun import CONFIG, measured_here, write_config, write_data
 from torch.nn import functional
 from transformers import AutoModel, AutoModelForSequenceClassification, XLNetLMHeadModel, XLNetModel
+from transformers.models.xlnet.modeling_xlnet import XLNetRelativeAttention
 
 from distillkit import pipeline
 from distillkit.bench import measure
-from distillkit.encoder import Encoder
+from distillkit.encoder import Encoder, shifted
 from distillkit.errors import ConfigError
 from distillkit.model import FixedTeacher
 from distillkit.settings import Initialise, Labels, PretrainSettings
 from distillkit.students.exits import Exits
 from distillkit.students.transformer import Transformer
-from distillkit.teachers.xlnet import XLNet
+from distillkit.teachers.xlnet import Xlnet
 from distillkit.types import Access, Want
 
 
 def classifier(**settings: Any) -> Encoder:
     torch.manual_seed(0)
-    made = XLNet(**{**TINY, **settings}).classifier(tokenizer(), LABELS, 32, None).eval()
+    made = Xlnet(**{**TINY, **settings}).classifier(tokenizer(), LABELS, 32, None).eval()
     assert isinstance(made, Encoder)
     with torch.no_grad():
         for parameter in made.parameters():
@@ -38,8 +39,8 @@ def classifier(**settings: Any) -> Encoder:
 
 def test_base_has_the_published_number_of_parameters() -> None:
     with torch.device("meta"):
-        assert parameters(XLNetModel(XLNet(size="base").config(32_000))) == 116_718_336
-        large = XLNetModel(XLNet(size="large").config(32_000))
+        assert parameters(XLNetModel(Xlnet(size="base").config(32_000))) == 116_718_336
+        large = XLNetModel(Xlnet(size="large").config(32_000))
     width, layers = 1024, 24
     attention = 5 * width**2 + 5 * width + 2 * width
     forward = 8 * width**2 + 5 * width + 2 * width
@@ -47,7 +48,7 @@ def test_base_has_the_published_number_of_parameters() -> None:
 
 
 def test_a_pretrained_body_goes_on_in_the_classifier_and_opens_in_transformers(tmp_path: Path) -> None:
-    source, made = XLNet(**TINY, memory=8), tokenizer()  # type: ignore[arg-type]
+    source, made = Xlnet(**TINY, memory=8), tokenizer()  # type: ignore[arg-type]
     model, _ = source.pretraining(made)
     assert isinstance(model, XLNetLMHeadModel)
     model.save_pretrained(tmp_path / "pretrain")
@@ -99,6 +100,13 @@ def test_its_states_are_those_of_transformers_by_example_and_can_be_changed(tmp_
     torch.testing.assert_close(swapped[1:], plain[1:], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("length", "memory"), [(1, 0), (5, 0), (4, 3)])
+def test_the_shift_that_is_exported_is_that_of_transformers(length: int, memory: int) -> None:
+    keys = length + memory
+    scores = torch.randn(2, 3, length, keys + length)
+    assert torch.equal(shifted(scores, keys), XLNetRelativeAttention.rel_shift_bnij(scores, keys))
+
+
 def test_a_student_is_cut_from_it_and_exits_are_refused_in_words() -> None:
     teacher = classifier(layers=3)
     cut = Transformer(layers=2, initialise=Initialise.model_validate({"from": "teacher", "layers": [1, 3]}))
@@ -126,12 +134,12 @@ def test_settings_that_contradict_each_other_are_refused_in_words(
     settings: dict[str, Any], where: str, words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
-        XLNet(**settings)
+        Xlnet(**settings)
     assert caught.value.where == where and caught.value.hint
 
 
 def test_it_predicts_no_masked_tokens() -> None:
-    source = XLNet(**TINY, pretrain=PretrainSettings(corpus="x", max_length=32))  # type: ignore[arg-type]
+    source = Xlnet(**TINY, pretrain=PretrainSettings(corpus="x", max_length=32))  # type: ignore[arg-type]
     assert source.masked_model(Path("pretrain")) is None
     with pytest.raises(ConfigError, match="no masked ones"):
         source.classifier(tokenizer(), Labels(kind="mlm"), 32, None)
