@@ -93,7 +93,8 @@ class _Dropout(TorchFunctionMode):
             if attn_mask is not None:
                 blocked = attn_mask.dtype == torch.bool
                 scores = scores.masked_fill(~attn_mask, -math.inf) if blocked else scores + attn_mask
-            return self._dropout(scores.softmax(-1), dropout_p) @ value
+            chances = scores.softmax(-1).to(value.dtype)  # a bias in fp32 (T5's) makes the scores fp32
+            return self._dropout(chances, dropout_p) @ value
 
     def _noise(self, like: Tensor, p: float) -> Tensor:
         """0 with probability p, else 1 / (1 - p); integers all along, which vectorise."""

@@ -89,3 +89,16 @@ def test_attention(kind: str) -> None:
     theirs = torch.autograd.grad(((plain * kept / 0.75) ** 2).sum(), (query, key))
     for got, expected in zip(ours, theirs, strict=True):
         assert torch.allclose(got, expected, atol=1e-5)
+
+
+def test_attention_in_bf16_takes_a_bias_in_fp32() -> None:
+    """T5's relative positions are a bias that autocast leaves in fp32; torch's own kernel takes both."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 6, 4, generator=generator) for _ in range(3))
+    bias = torch.randn(1, 3, 6, 6, generator=generator)
+    plain = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
+    halves = [tensor.bfloat16() for tensor in (query, key, value)]
+    with torch.autocast("cpu", dtype=torch.bfloat16), seeded_dropout(11, fast=True):
+        made = F.scaled_dot_product_attention(*halves, attn_mask=bias, dropout_p=1e-9, scale=1.0)
+    assert made.dtype == torch.bfloat16
+    assert float((made - plain).abs().median()) < 0.02

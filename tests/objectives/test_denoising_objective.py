@@ -121,6 +121,17 @@ def test_the_loss_is_the_one_of_transformers_which_shifts_the_labels_itself(
     assert dict(objective.counts(batch)) == {"denoising": term.count}
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"), [("t5", {}), ("t5", {"version": "v1.1"}), ("bart", {"decoder_layers": 1})]
+)
+def test_every_weight_is_trained(folders: dict[str, Path], name: str, settings: dict[str, Any]) -> None:
+    objective, model = objective_of(name, **settings), model_of(name, **settings)
+    batch, _ = batch_of(objective, folders[name], range(6))
+    (term,) = objective.loss(model, batch).values()
+    term.value.backward()
+    assert not [one for one, parameter in model.named_parameters() if parameter.grad is None]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_text_is_corrupted_the_same_whatever_its_batch_and_anew_in_each_epoch(
     folders: dict[str, Path], name: str
