@@ -1,12 +1,12 @@
-"""The artifact of a model that writes texts: encoder.onnx, decoder.onnx, tokenizer files, config.json,
-labels.json, parity.json.
+"""The artifact of a model that writes texts: encoder.onnx, decoder.onnx, tokenizer files, artifact.json,
+config.json, labels.json, parity.json.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerBase
 from distillkit.data.batching import Encoded, collate, drawn
 from distillkit.encoder_decoder import EncoderDecoder
 from distillkit.errors import ExportError
-from distillkit.export.bundle import facts
+from distillkit.export.bundle import Reading, describe, facts
 from distillkit.export.decoding import OnnxWriter, write_graphs
 from distillkit.export.parity import TIE, Parity, batches, compared
+from distillkit.runtime.description import write_description
 from distillkit.settings import ExportSettings, GenerationSettings, Labels
 from distillkit.types import TARGET_IDS, Want
 from distillkit.writing import sources_of, write_tokens
@@ -44,6 +45,17 @@ class TextParity(Parity):
     same_texts: float = 1.0
 
 
+@dataclass(frozen=True)
+class Writing:
+    """What a task says of its texts: how they are written, what stands before each source, and how rows are
+    read.
+    """
+
+    how: GenerationSettings
+    prefix: str = ""
+    reading: Reading = field(default_factory=Reading)
+
+
 def export_writer(
     student: EncoderDecoder,
     tokenizer: PreTrainedTokenizerBase,
@@ -51,13 +63,12 @@ def export_writer(
     samples: Encoded,
     folder: Path,
     settings: ExportSettings,
-    how: GenerationSettings,
-    prefix: str,
+    writing: Writing,
 ) -> TextParity:
     """Write the artifact into `folder` and prove that it answers and writes the same. Raises ExportError (10)
     where it does not.
     """
-    student = student.eval().cpu()
+    student, how = student.eval().cpu(), writing.how
     write_graphs(student, folder, opset=settings.opset, metadata=facts(student, labels))
     tokenizer.save_pretrained(folder)
     names = {"kind": labels.kind}
@@ -67,12 +78,14 @@ def export_writer(
         "decoder_start_token_id": student.start_id,
         "eos_token_id": student.end_id,
         "pad_token_id": tokenizer.pad_token_id,
-        "prefix": prefix,
+        "prefix": writing.prefix,
         "generation": how.model_dump(mode="json"),
         "opset": settings.opset,
     }
     (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=1), encoding="utf-8")
     (folder / "labels.json").write_text(json.dumps(names, indent=1))
+    inputs = ("input_ids", "attention_mask")
+    write_description(describe(student, tokenizer, labels, inputs, writing.reading), folder)
     made = OnnxWriter.open(folder, threads=1)
     parity = _compare(student, made, samples, settings, how)
     (folder / "parity.json").write_text(json.dumps(asdict(parity), indent=1))

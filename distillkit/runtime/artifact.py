@@ -143,17 +143,17 @@ def artifact_folder(folder: Path) -> Path:
 
 def _complete(folder: Path, files: frozenset[str], description: Description) -> None:
     """Refuse an artifact that the manifest does not cover, or that this runtime has no answers for."""
-    for name in (FILE, TOKENIZER, MODEL):
-        if name not in files:
-            raise ExportError(
-                f"{name} does not stand in the manifest", where=str(folder), hint="export it again"
-            )
     if description.kind not in FORMS:
         raise ConfigError(
             f"an artifact of kind {shown(description.kind)} has no answers for texts",
             where=str(folder),
             hint=f"known: {', '.join(FORMS)}",
         )
+    for name in (FILE, TOKENIZER, MODEL):
+        if name not in files:
+            raise ExportError(
+                f"{name} does not stand in the manifest", where=str(folder), hint="export it again"
+            )
     unknown = sorted(set(description.inputs) - _KNOWN_INPUTS)
     if unknown:
         raise ExportError(f"unknown input {shown(unknown[0])}", where=str(folder / FILE))

@@ -26,7 +26,7 @@ from distillkit.export.bundle import export as export_student
 from distillkit.export.exits import export_exits
 from distillkit.export.formats import FORMATS, Source
 from distillkit.export.parity import Parity
-from distillkit.export.writers import export_writer
+from distillkit.export.writers import Writing, export_writer
 from distillkit.files import seal
 from distillkit.flops import flops_per_example
 from distillkit.model import FixedTeacher, LearningTeacherSource, Student, Teacher
@@ -83,11 +83,11 @@ def _other_forms(job: Job, folder: Path, named: str) -> None:
 def _exported(job: Job, model: Student, samples: Encoded, folder: Path) -> Parity:
     """The artifact of a model, in the form that its kind has."""
     settings, labels, task = job.config.export, job.task.labels, job.config.task
+    reading = Reading.of(task, job.metric)
     if isinstance(model, EncoderDecoder):
         assert isinstance(task, TaskSettings)
-        how = writing(job)
-        return export_writer(model, job.tokenizer, labels, samples, folder, settings, how, task.prefix)
-    reading = Reading.of(task, job.metric)
+        told = Writing(writing(job), task.prefix, reading)
+        return export_writer(model, job.tokenizer, labels, samples, folder, settings, told)
     return export_student(model, job.tokenizer, labels, samples, folder, settings, reading=reading)
 
 
@@ -170,6 +170,8 @@ def _variant(job: Job, role: Role, backend: Backend, folder: Path, samples: Enco
         teacher = job.teacher()
         if not teacher.live:
             return Variant(name, role, backend, None, "its answers come from a file: nothing is computed")
+        if _texts(job) is not None and teacher.writer is None:
+            return Variant(name, role, backend, None, "it answers, and writes no texts that could be timed")
         if backend == "pytorch":
             return Variant(name, role, backend, None, live=lambda: _in_this_process(job, teacher))
         return Variant(name, role, backend, None, "a teacher from Python is not exported")

@@ -16,10 +16,12 @@ from tinytexts import FamilyName
 
 from distillkit.data.batching import Encoded, collate
 from distillkit.encoder_decoder import EncoderDecoder, shifted
-from distillkit.errors import ExportError
+from distillkit.errors import ConfigError, ExportError
 from distillkit.export import writers
 from distillkit.export.decoding import DECODER, ENCODER, OnnxWriter
-from distillkit.export.writers import export_writer
+from distillkit.export.writers import Writing, export_writer
+from distillkit.files import seal
+from distillkit.runtime.artifact import Artifact
 from distillkit.settings import ExportSettings, GenerationSettings
 from distillkit.types import Want
 from distillkit.writing import write_tokens
@@ -38,7 +40,7 @@ class Made:
         read = tinytexts.tokenizer(family)
         settings = ExportSettings(rows=40, tolerance=5e-3)  # its weights make large scores
         self.parity = export_writer(
-            self.model, read, tinytexts.LABELS, self.rows, self.folder, settings, HOW, "do: "
+            self.model, read, tinytexts.LABELS, self.rows, self.folder, settings, Writing(HOW, "do: ")
         )
         self.writer = OnnxWriter.open(self.folder, threads=1)
 
@@ -126,6 +128,12 @@ def test_a_tie_is_no_difference(made: Made) -> None:
 def test_a_folder_that_writes_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"no config\.json of a model that writes"):
         OnnxWriter.open(tmp_path)
+
+
+def test_the_runtime_of_answers_refuses_it_in_words(made: Made) -> None:
+    seal(made.folder, {})
+    with pytest.raises(ConfigError, match="an artifact of kind 'text_to_text' has no answers for texts"):
+        Artifact.load(made.folder)
 
 
 def test_what_is_exported_in_one_piece_is_refused_in_words() -> None:

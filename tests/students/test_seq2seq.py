@@ -59,7 +59,7 @@ def test_a_whole_start_is_the_teacher(family: FamilyName, tmp_path: Path) -> Non
 
 
 def test_an_output_layer_of_its_own_is_taken_and_survives_being_saved(tmp_path: Path) -> None:
-    """T5 1.1: transformers ties the output of every new model, so that a student would answer by the table."""
+    """T5 1.1: transformers ties the output of every new model: a student would answer by the table."""
     plain = tinytexts.model(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
     teacher = FixedTeacher(fresh(plain.model.config, own_output=True))
     with torch.no_grad():
