@@ -244,6 +244,11 @@ class EncoderDecoder(Student, Writer):
     def writer(self) -> Writer:
         return self
 
+    @property
+    def own_output(self) -> bool:
+        """Whether its output layer is another matrix than its token table."""
+        return self.model.get_output_embeddings().weight is not self.model.get_input_embeddings().weight
+
     def layers(self) -> Sequence[Sequence[nn.Parameter]]:
         """Embeddings, the encoder's blocks, the decoder's, and what is left."""
         return by_depth(self.model, [*self.encoder_blocks, *self.decoder_blocks])
@@ -401,9 +406,14 @@ def until_end(row: Sequence[int], end_id: int) -> list[int]:
     return list(row[: row.index(end_id)] if end_id in row else row)
 
 
-def fresh(config: PretrainedConfig) -> EncoderDecoder:
-    """A model with fresh weights."""
-    return EncoderDecoder(bare(AutoModelForSeq2SeqLM, _SUFFIX, config))
+def fresh(config: PretrainedConfig, *, own_output: bool = False) -> EncoderDecoder:
+    """A model with fresh weights; own_output: its output layer is not its token table, as in T5 1.1, which
+    `transformers` ties in every new model.
+    """
+    model: Any = bare(AutoModelForSeq2SeqLM, _SUFFIX, config)
+    if own_output:
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    return EncoderDecoder(model)
 
 
 def from_blocks(

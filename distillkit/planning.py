@@ -284,8 +284,7 @@ def _texts(source: TeacherSource, task: Task, base: Path) -> Iterator[str]:
         for document in documents(source.pretrain.corpus, base=base):
             yield from document
     else:
-        for texts in task.train.texts:
-            yield from texts
+        yield from task.train.every_text
 
 
 def _splits(task: Task) -> dict[str, Rows]:

@@ -343,6 +343,10 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[Keys, str, str]]:
     elif getattr(config.teacher, "combine", "") == "task":
         problem = "teacher.combine: task and a single task contradict each other"
         yield ("teacher", "combine"), problem, "give several under task.tasks, or combine: mean"
+    if task.kind == "text_to_text" and config.export.forms:
+        forms = ", ".join(config.export.forms)
+        problem = f"export.formats: {forms} and task.kind: {task.kind} contradict each other"
+        yield ("export", "formats"), problem, "an artifact of two graphs has one form, fp32"
     for at, phase in _phases(config):
         if phase.batch.micro > phase.batch.examples:
             problem = f"batch.micro: {phase.batch.micro} is more than batch.examples: {phase.batch.examples}"

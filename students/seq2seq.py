@@ -53,13 +53,14 @@ class Seq2seq(StudentSource):
         self, tokenizer: PreTrainedTokenizerBase, labels: Labels, max_length: int, teacher: Teacher
     ) -> Student:
         config = self._config(tokenizer, max_length, teacher)
-        sizes = self._sizes(config, teacher)
+        sizes, own_output = self._sizes(config, teacher), False
         if self.initialise is not None:
+            own_output = _taught_by(teacher).own_output
             theirs = FAMILIES[config.model_type].sizes(config)
             self._check_start(sizes, theirs)
             self._blocks(sizes, theirs)
         FAMILIES[config.model_type].set_sizes(config, sizes, self.dropout)
-        return fresh(config)
+        return fresh(config, own_output=own_output)
 
     def start(self, student: Student, material: Material) -> None:
         if self.initialise is None:

@@ -173,6 +173,7 @@ KD = {"losses": {"kd": {"use": "logits"}}}
             {"distill": {**KD, "unlabelled": "train.jsonl", "written": {"choose": "nearest"}}},
             "those rows have no targets",
         ),
+        ({"export": {"formats": ["fp32", "int8"]}}, "an artifact of two graphs has one form"),
         ({"distill": {"losses": {"x": {"use": "minilm"}}}}, "minilm is for classification"),
         ({"distill": {"losses": {"x": {"use": "pkd"}}}}, "pkd is for classification"),
         ({"student": {"use": "transformer", "layers": 1}}, "use: seq2seq for a student"),

@@ -6,7 +6,7 @@ A layout is what a kind of task knows of tokenising. It says nothing of labels b
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any, Literal
@@ -63,6 +63,10 @@ class Layout(ABC):
     def plain(self, texts: tuple[str, ...]) -> tuple[str, ...]:
         """A row as the one or two texts that any tokenizer takes."""
         return (" ".join(texts),)
+
+    def targets(self, labels: NDArray[Any] | None) -> Iterable[str]:
+        """The labels that are texts, which a tokenizer must know as well as those that are read."""
+        return ()
 
     def num_labels(self, texts: tuple[str, ...]) -> int:
         """Labels that a row of these texts has."""
@@ -173,6 +177,9 @@ class TextToText(Layout):
 
     def scoring(self, tokenizer: PreTrainedTokenizerBase, *, labelled: bool) -> Scoring:
         return TargetTokens()
+
+    def targets(self, labels: NDArray[Any] | None) -> Iterable[str]:
+        return () if labels is None else (str(text) for text in labels)
 
 
 @dataclass(frozen=True)

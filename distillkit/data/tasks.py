@@ -92,6 +92,12 @@ class Rows:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def every_text(self) -> Iterator[str]:
+        """What is read of the rows, and what is to be written."""
+        yield from chain.from_iterable(self.texts)
+        yield from self.layout.targets(self.labels)
+
     def take(self, index: NDArray[np.int64], name: str) -> Rows:
         """The chosen rows, called `name`."""
         labels = None if self.labels is None else self.layout.take(self.texts, self.labels, index)

@@ -42,8 +42,7 @@ def _texts(job: Job) -> Iterator[str]:
         for document in job.documents(source.pretrain.corpus):
             yield from in_text(document)
     else:
-        for texts in job.task.train.texts:
-            yield from texts
+        yield from job.task.train.every_text
 
 
 def _watched(job: Job, documents: Iterator[list[str]]) -> Iterator[list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,14 @@ def test_a_tokenizer_that_does_not_end_texts_is_refused(tmp_path: Path) -> None:
     """Nothing that was learned on such targets would ever stop."""
     with pytest.raises(ModelError, match="does not put an end token"):
         encode(tinytexts.rows(3), wordpiece(), max_length=16, cache=tmp_path)
+
+
+def test_a_tokenizer_is_trained_on_what_is_read_and_on_what_is_to_be_written() -> None:
+    """Else the words of targets alone are unknown, and a model learns to write nothing with high accuracy."""
+    rows = tinytexts.rows(6)
+    sources = [text for (text,) in rows.texts]
+    assert list(rows.every_text) == [*sources, *rows.labels]
+    assert list(replace(rows, labels=None).every_text) == sources
 
 
 def test_taking_rows_takes_their_targets() -> None:

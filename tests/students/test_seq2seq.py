@@ -13,7 +13,7 @@ from tiny import encoder
 from tinytexts import FamilyName
 
 from distillkit.data.batching import collate
-from distillkit.encoder_decoder import EncoderDecoder
+from distillkit.encoder_decoder import EncoderDecoder, fresh
 from distillkit.errors import ConfigError
 from distillkit.losses.base import TEACHER, Loss
 from distillkit.losses.hidden_cosine import HiddenCosine
@@ -56,6 +56,23 @@ def test_a_whole_start_is_the_teacher(family: FamilyName, tmp_path: Path) -> Non
     with torch.no_grad():
         said = student.outputs(batch, want=Want()).logits
     assert torch.equal(said, teacher.outputs(batch, want=Want()).logits)
+
+
+def test_an_output_layer_of_its_own_is_taken_and_survives_being_saved(tmp_path: Path) -> None:
+    """T5 1.1: transformers ties the output of every new model: a student would answer by the table."""
+    plain = tinytexts.model(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    teacher = FixedTeacher(fresh(plain.model.config, own_output=True))
+    with torch.no_grad():
+        teacher.model.model.lm_head.weight.normal_()
+    student = made(teacher, decoder_layers=2, dropout=0.0, initialise=FROM_TEACHER)
+    batch = collate(tinytexts.encoded(tmp_path, 6), np.arange(6))
+    student.save(tmp_path / "saved", tinytexts.LABELS)
+    again = EncoderDecoder.load(tmp_path / "saved").eval()
+    told = teacher.outputs(batch, want=Want()).logits
+    for one in (student, again):
+        assert one.own_output and not plain.own_output
+        with torch.no_grad():
+            assert torch.equal(one.outputs(batch, want=Want()).logits, told)
 
 
 def test_the_named_blocks_are_taken() -> None:
