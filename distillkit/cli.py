@@ -17,7 +17,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -51,7 +51,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="say nothing but erro
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Runs = Annotated[list[Path], typer.Argument(help="folders of runs")]
 Exported = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="an exported folder, or a run's")]
-Provider = Annotated[str, typer.Option("--provider", help="cpu or cuda; never another than this")]
+Provider = Annotated[
+    Literal["cpu", "cuda"], typer.Option("--provider", help="cpu or cuda; never another than this")
+]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="threads of one forward; 0: one a core")]
 
 

@@ -236,7 +236,7 @@ def _without_round_trips(nodes: list[NodeProto]) -> list[NodeProto]:
 
 
 def _casts_to(node: NodeProto, kind: int) -> bool:
-    return node.op_type == "Cast" and node.attribute[0].i == kind
+    return node.op_type == "Cast" and bool(node.attribute[0].i == kind)
 
 
 def overflowing(model: ModelProto, rows: Encoded) -> set[str]:

@@ -58,10 +58,10 @@ class GptObjective(CorpusObjective):
         """The whole square of attention, which is what is computed."""
         assert isinstance(model, GPT2LMHeadModel)
         config = model.config
-        width = config.n_embd
+        width = int(config.n_embd)
         inner = config.n_inner or 4 * width
         shape = Shape(config.n_layer, width, config.n_head, inner, config.vocab_size, width, width)
-        return HONEST.encoder(shape, length) + (length - 1) * 2 * width * config.vocab_size
+        return HONEST.encoder(shape, length) + (length - 1) * 2 * width * int(config.vocab_size)
 
     def figures(self, tallies: Mapping[str, Tensor]) -> Mapping[str, float]:
         return predicted.figures(tallies)
