@@ -75,9 +75,7 @@ class Artifact:
         """
         provider = provider_named(provider)
         if threads < 0:
-            raise ConfigError(
-                f"{threads} is no number of threads", where="threads", hint="0: one for each core"
-            )
+            raise ConfigError(f"{threads} is no number of threads", where="threads", hint="0: one a core")
         place = artifact_folder(Path(folder))
         files = check_files(place)
         description = read_description(place)

@@ -49,8 +49,10 @@ def open_session(path: Path, *, provider: Provider, threads: int) -> Any:
 
 def provider_named(name: str) -> Provider:
     """A provider by its name. Raises ConfigError (2) for another."""
-    if name == "cpu" or name == "cuda":
-        return name
+    if name == "cpu":
+        return "cpu"
+    if name == "cuda":
+        return "cuda"
     raise ConfigError(f"{shown(name)} is no provider", where="provider", hint="cpu or cuda")
 
 

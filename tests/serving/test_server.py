@@ -192,9 +192,8 @@ def raw(port: int, content: bytes) -> bytes:
 
 def test_s19_a_client_that_dawdles_is_not_waited_for(folder: Path) -> None:
     """Neither over the head of a request, nor over its body, nor before either."""
-    head = (
-        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n"
-    )
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head += b"content-length: 50\r\n\r\n"
     with serving(folder, SHORT) as (port, service):
         assert raw(port, head + b'{"texts"').startswith(b"HTTP/1.1 408")
         assert raw(port, b"POST /pre") == b""
