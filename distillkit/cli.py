@@ -365,6 +365,7 @@ def predict(
     """Answer the rows of a file, or lines of stdin, with an exported model."""
     from distillkit import predicting
     from distillkit.runtime import Artifact
+    from distillkit.runtime.session import provider_named
 
     asked = predicting.Asked(
         columns=tuple(text or ()),
@@ -376,7 +377,7 @@ def predict(
         form=predicting.format_of(form, output),
         quoted=spreadsheet,
     )
-    model = Artifact.load(artifact, provider=provider, threads=threads)
+    model = Artifact.load(artifact, provider=provider_named(provider), threads=threads)
     told = predicting.run(model, file, asked, output)
     if told.cut and not quiet:
         longest = model.description.tokens.max_length
@@ -406,10 +407,12 @@ def serve(
     quiet: Quiet = False,
 ) -> None:
     """Answer texts over HTTP with an exported model (extra `serve`)."""
+    from distillkit.runtime.session import provider_named
     from distillkit.serving import Limits, start
 
     limits = Limits(queue=queue, window=window / 1000, tokens=tokens)
-    start(artifact, host=host, port=port, provider=provider, threads=threads, limits=limits, quiet=quiet)
+    named = provider_named(provider)
+    start(artifact, host=host, port=port, provider=named, threads=threads, limits=limits, quiet=quiet)
 
 
 @app.command(

@@ -30,7 +30,7 @@ from distillkit.runtime.description import (
 )
 from distillkit.runtime.models import Model, open_model
 from distillkit.runtime.rows import Layout, Reader, Row, Texts, Where, Words, nth, sequential_batches
-from distillkit.runtime.session import PROVIDERS, Provider
+from distillkit.runtime.session import Provider, provider_named
 from distillkit.wording import shown
 
 BATCH_TOKENS = 4096
@@ -73,9 +73,9 @@ class Artifact:
         lead out of the folder, MissingError (5) where the provider is not there, ConfigError (2) for a folder
         that is none and for a kind of task that has no answers for texts.
         """
-        if provider not in PROVIDERS or threads < 0:
-            wrong = shown(provider) if provider not in PROVIDERS else str(threads)
-            raise ConfigError(f"{wrong} is no provider or number of threads", hint="cpu or cuda; 0 or more")
+        provider = provider_named(provider)
+        if threads < 0:
+            raise ConfigError(f"{threads} is no number of threads", where="threads", hint="0: one a core")
         place = artifact_folder(Path(folder))
         files = check_files(place)
         description = read_description(place)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from distillkit.errors import ExportError, MissingError
+from distillkit.errors import ConfigError, ExportError, MissingError
 from distillkit.runtime.check import check_model
+from distillkit.wording import shown
 
 Provider = Literal["cpu", "cuda"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -44,6 +45,15 @@ def open_session(path: Path, *, provider: Provider, threads: int) -> Any:
             hint="check the GPU driver and onnxruntime-gpu's CUDA version, or ask for cpu",
         )
     return session
+
+
+def provider_named(name: str) -> Provider:
+    """A provider by its name. Raises ConfigError (2) for another."""
+    if name == "cpu":
+        return "cpu"
+    if name == "cuda":
+        return "cuda"
+    raise ConfigError(f"{shown(name)} is no provider", where="provider", hint="cpu or cuda")
 
 
 def require_provider(provider: Provider) -> str:

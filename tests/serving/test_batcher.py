@@ -34,7 +34,7 @@ class Gated:
 
     def __call__(self, rows: Sequence[Row]) -> list[Said]:
         self.calls += 1
-        self.gate.wait(10)
+        self.gate.wait(60)
         self.batches.append([int(one.ids[0]) for one in rows])
         return said(rows)
 
@@ -45,7 +45,7 @@ def batcher(run: object = said, *, most: int = 100, tokens: int = 1000, window: 
 
 async def until(condition: object) -> None:
     """Let everything else run until it is so."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # type: ignore[operator]
             await asyncio.sleep(0)
 

@@ -32,7 +32,8 @@ from distillkit.serving.service import Service
 from distillkit.serving.start import listen
 
 ROOT = Path(__file__).parents[2]
-LIMITS = Limits(seconds=0.5, queue=8)
+LIMITS = Limits(seconds=60, queue=8)
+SHORT = Limits(seconds=0.5, queue=8)
 JSON = {"content-type": "application/json"}
 
 
@@ -47,7 +48,7 @@ class Gated(Artifact):
     gate: threading.Event
 
     def run(self, rows: Sequence[Row]) -> list[Said]:
-        self.gate.wait(10)
+        self.gate.wait(60)
         return super().run(rows)
 
 
@@ -66,12 +67,12 @@ def serving(folder: Path, limits: Limits = LIMITS) -> Iterator[tuple[int, Servic
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     try:
-        assert begun.wait(10)
+        assert begun.wait(60)
         yield port, service
     finally:
         model.gate.set()
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -84,7 +85,7 @@ def running(folder: Path) -> Iterator[tuple[int, Service]]:
 def ask(
     port: int, body: Any, *, path: str = "/predict", method: str = "POST", headers: Any = JSON
 ) -> tuple[int, Any, http.client.HTTPMessage]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         connection.request(method, path, content, headers)
@@ -102,8 +103,8 @@ def metric(port: int, name: str) -> float:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Asks until it is so; ten seconds at most."""
-    end = time.monotonic() + 10
+    """Asks until it is so; a minute at most."""
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
 
@@ -189,17 +190,16 @@ def raw(port: int, content: bytes) -> bytes:
     return said
 
 
-def test_s19_a_client_that_dawdles_is_not_waited_for(running: tuple[int, Service]) -> None:
+def test_s19_a_client_that_dawdles_is_not_waited_for(folder: Path) -> None:
     """Neither over the head of a request, nor over its body, nor before either."""
-    port, service = running
-    head = (
-        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n"
-    )
-    assert raw(port, head + b'{"texts"').startswith(b"HTTP/1.1 408")
-    assert raw(port, b"POST /pre") == b""
-    assert raw(port, b"") == b""
-    assert raw(port, b"\x16\x03\x01 what\r\n\r\n").startswith(b"HTTP/1.1 400")
-    assert service.batcher.inside == 0 and ask(port, {"texts": ["a"]})[0] == 200
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head += b"content-length: 50\r\n\r\n"
+    with serving(folder, SHORT) as (port, service):
+        assert raw(port, head + b'{"texts"').startswith(b"HTTP/1.1 408")
+        assert raw(port, b"POST /pre") == b""
+        assert raw(port, b"") == b""
+        assert raw(port, b"\x16\x03\x01 what\r\n\r\n").startswith(b"HTTP/1.1 400")
+        assert service.batcher.inside == 0
 
 
 def test_l5_answers_under_load_are_those_given_alone(running: tuple[int, Service], folder: Path) -> None:
@@ -248,7 +248,7 @@ def test_a_full_queue_says_so_and_when_to_come_again(folder: Path) -> None:
 
 
 def test_an_answer_that_takes_too_long_is_given_up(folder: Path) -> None:
-    with serving(folder) as (port, service):
+    with serving(folder, SHORT) as (port, service):
         service.model.gate.clear()  # type: ignore[attr-defined]
         status, told, _ = ask(port, {"texts": ["a"]})
         assert status == 503 and "0.5 s" in told["error"]
@@ -256,7 +256,7 @@ def test_an_answer_that_takes_too_long_is_given_up(folder: Path) -> None:
 
 
 def test_l8_clients_that_go_away_leave_no_place_taken(folder: Path) -> None:
-    limits = Limits(seconds=10, queue=256)
+    limits = Limits(seconds=60, queue=256)
     body = json.dumps({"texts": ["good fan"]}).encode()
     length = f"content-length: {len(body)}"
     head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{length}\r\n\r\n"
@@ -331,13 +331,13 @@ def test_l6_a_server_that_is_told_to_stop_answers_what_is_inside(folder: Path) -
         server.send_signal(signal.SIGTERM)
         for one in asking:
             one.result()
-    out, err = server.communicate(timeout=15)
+    out, err = server.communicate(timeout=60)
     assert set(told) <= {200, 503} and 200 in told
     assert out.splitlines()[-1] == "end 0 []" and server.returncode == 0 and err == "", err
 
 
 def test_a_server_that_stops_is_not_ready_and_closes_connections(folder: Path) -> None:
-    with serving(folder, Limits(seconds=10)) as (port, service), ThreadPoolExecutor(1) as clients:
+    with serving(folder, Limits(seconds=60)) as (port, service), ThreadPoolExecutor(1) as clients:
         service.model.gate.clear()  # type: ignore[attr-defined]
         inside = clients.submit(ask, port, {"texts": ["a"]})
         until(lambda: service.batcher.inside == 1)
@@ -372,6 +372,17 @@ def test_without_the_extra_the_command_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve", str(folder)]) == 5
     assert "pip install 'distillkit[serve]'" in capsys.readouterr().err
+
+
+def test_answers_are_sent_at_once() -> None:
+    """asyncio sets TCP_NODELAY only where a socket names its protocol; without it, an answer on a connection
+    that is used again waits 40 ms."""
+    with (
+        listen("127.0.0.1", 0) as listening,
+        socket.create_connection(listening.getsockname()),
+        listening.accept()[0] as taken,
+    ):
+        assert taken.proto == socket.IPPROTO_TCP
 
 
 def test_an_address_that_is_taken_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
