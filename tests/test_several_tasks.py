@@ -35,7 +35,7 @@ from distillkit.losses.logit_mse import LogitMse
 from distillkit.losses.logits import Logits
 from distillkit.losses.reverse_kl import ReverseKl
 from distillkit.model import FixedTeacher, Teacher
-from distillkit.settings import BatchSettings, Labels, SeveralTasks, TaskSettings
+from distillkit.settings import ENCODER_KINDS, BatchSettings, Labels, SeveralTasks, TaskSettings
 from distillkit.teachers.ensemble import Ensemble, EnsembleTeacher
 from distillkit.types import IMPOSSIBLE, Access, Outputs, Spec, Step, Want, restricted
 
@@ -290,6 +290,7 @@ class Source:
     access = Access.SCORES
     reads_tokens = True
     rows_only = ""
+    kinds = ENCODER_KINDS
 
 
 def test_each_member_answers_the_rows_of_its_own_task(here: Path) -> None:

@@ -25,7 +25,7 @@ from distillkit.evaluate import predict
 from distillkit.losses.base import LossStack
 from distillkit.losses.logits import Logits
 from distillkit.model import FixedTeacher, Teacher
-from distillkit.settings import Labels
+from distillkit.settings import ENCODER_KINDS, Labels
 from distillkit.teachers.ensemble import Ensemble, EnsembleTeacher, confidence, mean_probabilities
 from distillkit.train import Distillation
 from distillkit.types import Access, Batch, Outputs, Spec, Want
@@ -56,6 +56,7 @@ class Source:
     """As far as an ensemble looks at its members' sources."""
 
     access = Access.SCORES
+    kinds = ENCODER_KINDS
     reads_tokens = True
     rows_only = ""
 
