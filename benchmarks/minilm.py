@@ -8,6 +8,7 @@ Usage: python benchmarks/minilm.py [--tasks trec sst2] [--seeds 1 2 3] [--again]
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from importlib.util import find_spec
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import DATA, RUNS, asked, facts, measured, run, write_result
+from common import DATA, RUNS, asked, facts, measured, run, take_up, write_result
 
 LOSSES: dict[str, Any] = {
     "gold": {"use": "gold", "weight": 0.3},
@@ -112,8 +113,9 @@ def figures(folder: Path) -> dict[str, Any]:
 
 def cell(task: str, student: str, seed: int) -> dict[str, Any]:
     """The figures of one student, with what names it."""
-    found = figures(run(config(task, student, seed)))
-    return {"task": task, "student": student, "seed": seed, **found}
+    folder = run(config(task, student, seed))
+    load = json.loads((folder / "bench" / "measurements.json").read_text())["machine"]["load_before"][0]
+    return {"task": task, "student": student, "seed": seed, "load_before_bench": load, **figures(folder)}
 
 
 def line(found: dict[str, Any]) -> str:
@@ -124,7 +126,8 @@ def line(found: dict[str, Any]) -> str:
     speed, (large, small) = found["speedup_batch1_length64"], found["parameters"]
     ratios = [f"{100 * found['kept']:.1f} %", f"{speed['pytorch']:.1f}x", f"{speed['onnxruntime']:.1f}x"]
     named = [found["task"], found["student"], str(found["seed"])]
-    return f"| {' | '.join([*named, *scores, *ratios, f'{small / large:.2f}'])} |"
+    load = f"{found['load_before_bench']:.1f}" if "load_before_bench" in found else "high"
+    return f"| {' | '.join([*named, *scores, *ratios, load, f'{small / large:.2f}'])} |"
 
 
 def summary(cells: list[dict[str, Any]]) -> str:
@@ -161,6 +164,7 @@ def main() -> None:
     def place(named: tuple[str, str, int]) -> Path:
         return RUNS / f"{name(*named)}.json"
 
+    take_up("minilm", lambda told: place((told["task"], told["student"], told["seed"])))
     for named in wanted if given.again else ():
         if (RUNS / name(*named) / "student" / "manifest.json").exists():
             forget_latencies(named, place(named))
@@ -169,9 +173,9 @@ def main() -> None:
         [
             f"| task | student | {first} | teacher accuracy | student accuracy | kept, % | speed PyTorch | "
             f"speed ONNX |{last}",
-            "|---|---|---|---|---|---|---|---|" + "---|" * bool(last),
+            "|---|---|---|---|---|---|---|---|" + "---|" * last.count("|"),
         ]
-        for first, last in (("seeds", ""), ("seed", " parameters |"))
+        for first, last in (("seeds", ""), ("seed", " load | parameters |"))
     )
     for task, student in product(given.tasks, STUDENTS):
         cells = [told for named, told in found.items() if named[:2] == (task, student)]
@@ -179,7 +183,8 @@ def main() -> None:
         table += [line(told) for told in cells]
     note = (
         "Accuracy on the test split; speed is the ratio of median latencies at batch 1, length 64, teacher "
-        "over student in the same runtime, one thread each. Each seed has its own teacher. "
+        "over student in the same runtime, one thread each; load: of the machine before it was timed (0 is "
+        "quiet). Each seed has its own teacher. "
         "First the mean over the seeds with the smallest and the largest, then each with 95 % bootstrap "
         "intervals over rows."
     )
