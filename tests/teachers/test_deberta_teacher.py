@@ -1,4 +1,4 @@
-"""The DeBERTa-v3 teacher: published sizes, settings that contradict each other, a run to the report."""
+"""The DeBERTa-v3 teacher: published sizes, settings that contradict each other, a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_electra_teacher import TINY, parameters
 from tiny import LABELS, tokenizer
-from tinyrun import CONFIG, measured_here, write_config, write_data
+from tinyrun import CONFIG, write_config, write_data
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -19,7 +19,6 @@ from transformers import (
 )
 
 from distillkit import pipeline
-from distillkit.bench import measure
 from distillkit.cli import main
 from distillkit.encoder import Encoder, load_masked
 from distillkit.errors import ConfigError
@@ -126,13 +125,14 @@ def config(folder: Path, **teacher: Any) -> Path:
     shared = {name: value for name, value in CONFIG["teacher"].items() if name != "use"}
     finetune = {**shared["finetune"], "epochs": 6, "optimizer": {"lr": 1e-2}, "layer_decay": 0.9}
     made = {**shared, "use": "deberta", "finetune": finetune}
-    return write_config(folder, teacher={**made, **teacher}, output=str(folder / "runs"))
+    student = {"use": "transformer", "layers": 1, "initialise": {"from": "teacher", "layers": [2]}}
+    sections = {"teacher": {**made, **teacher}, "student": student, "output": str(folder / "runs")}
+    return write_config(folder, **sections)
 
 
-def test_a_deberta_goes_from_corpus_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "run_child", measured_here)
+def test_a_deberta_goes_from_corpus_to_an_exported_student(tmp_path: Path) -> None:
     made = config(tmp_path, keep_generator=True, mask_decoder="plain")
-    run = pipeline.run(made, progress="quiet").path
+    run = pipeline.run(made, progress="quiet", until="export").path
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     first = next(row for row in rows if row["stage"] == "pretrain")
     assert set(first["terms"]) == {"generator", "discriminator"} and "auc" in first["figures"]
@@ -143,9 +143,8 @@ def test_a_deberta_goes_from_corpus_to_report(tmp_path: Path, monkeypatch: pytes
     tokens = AutoTokenizer.from_pretrained(generator, local_files_only=True)
     assert tokens.mask_token == "[MASK]"
     assert tokens.tokenize("bado")[0] != "[UNK]" and tokens("bado")["input_ids"][0] == tokens.cls_token_id
-    measured = json.loads((run / "bench" / "measurements.json").read_text())["measurements"]
-    assert {row["status"] for row in measured} == {"ok"}
-    assert pipeline.run(tmp_path / "config.yaml", progress="quiet").path == run
+    assert json.loads((run / "student" / "config.json").read_text())["model_type"] == "deberta-v2"
+    assert list((run / "export").glob("*.onnx")), "and its answers were compared"
 
 
 def test_plan_schema_and_list_know_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

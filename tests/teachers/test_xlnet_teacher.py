@@ -1,4 +1,4 @@
-"""The XLNet teacher: published sizes, states that a loss can read, padding, a run from corpus to report."""
+"""The XLNet teacher: published sizes, states that a loss can read, padding, a run."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import pytest
 import torch
 from test_electra_teacher import TINY, parameters
 from tiny import LABELS, batch, tokenizer
-from tinyrun import CONFIG, measured_here, write_config, write_data
+from tinyrun import CONFIG, write_config, write_data
 from torch.nn import functional
 from transformers import AutoModel, AutoModelForSequenceClassification, XLNetLMHeadModel, XLNetModel
 from transformers.models.xlnet.modeling_xlnet import XLNetRelativeAttention
 
 from distillkit import pipeline
-from distillkit.bench import measure
 from distillkit.encoder import Encoder, shifted
 from distillkit.errors import ConfigError
 from distillkit.model import FixedTeacher
@@ -145,18 +144,18 @@ def test_it_predicts_no_masked_tokens() -> None:
         source.classifier(tokenizer(), Labels(kind="mlm"), 32, None)
 
 
-def test_an_xlnet_goes_from_corpus_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "run_child", measured_here)
+def test_an_xlnet_goes_from_corpus_to_an_exported_student(tmp_path: Path) -> None:
     write_data(tmp_path)
     made = {**CONFIG["teacher"], "use": "xlnet", "memory": 16}
     made["finetune"] = {**made["finetune"], "epochs": 6, "layer_decay": 0.9}
-    path = write_config(tmp_path, teacher=made, output=str(tmp_path / "runs"))
-    run = pipeline.run(path, progress="quiet").path
+    student = {"use": "transformer", "layers": 1, "initialise": {"from": "teacher", "layers": [2]}}
+    path = write_config(tmp_path, teacher=made, student=student, output=str(tmp_path / "runs"))
+    run = pipeline.run(path, progress="quiet", until="export").path
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     first = next(row for row in rows if row["stage"] == "pretrain")
     assert set(first["terms"]) == {"permutation"} and "accuracy" in first["figures"]
     opened = AutoModelForSequenceClassification.from_pretrained(str(run / "teacher"), local_files_only=True)
     assert type(opened).__name__ == "XLNetForSequenceClassification"
     assert (opened.config.summary_type, opened.config.mem_len) == ("first", 16)
-    measured = json.loads((run / "bench" / "measurements.json").read_text())["measurements"]
-    assert {row["status"] for row in measured} == {"ok"}
+    assert json.loads((run / "student" / "config.json").read_text())["model_type"] == "xlnet"
+    assert list((run / "export").glob("*.onnx")), "and its answers were compared"
