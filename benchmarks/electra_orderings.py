@@ -220,7 +220,7 @@ def logged(folder: Path) -> dict[str, float]:
 def slug(cell: Cell) -> str:
     scale, arm, budget, seed = cell
     named = arm.lower().replace(" %", "").replace("/", "-").replace(" ", "-")
-    return f"{scale}-{named}-{budget:.0e}-{seed}"
+    return f"{scale}-{named}-{budget:.0e}-{seed}".replace("+", "")
 
 
 def measure(cell: Cell) -> dict[str, Any]:
