@@ -10,7 +10,7 @@ MARGIN is asked instead. FLOPs are distillkit's honest ones: matrix products, 3 
 Beside the arms, mechanisms: the generator's width, and what is tied. Each cell is kept when it is done: an
 interrupted study goes on with the next, also from the committed results on another machine.
 --scale gpu: the shape of ELECTRA-Small on one GPU; also two-stage, adversarial and generator sizes.
-Usage: python benchmarks/electra_orderings.py [--scale cpu] [--minutes N] [--seeds 1 2 3] [--tasks ARM ...]
+Usage: python benchmarks/electra_orderings.py [--scale cpu] [--minutes N] [--seeds 1 2 3]
 """
 
 from __future__ import annotations
