@@ -13,12 +13,12 @@ from torch import Tensor
 from distillkit.data.batching import Feed
 from distillkit.flops import flops_per_example
 from distillkit.model import Student
+from distillkit.optim import trained_bytes
+from distillkit.settings import OptimizerSettings
 from distillkit.train import Program
 from distillkit.types import TARGET_IDS, Batch
 
 TIMED_STEPS = 3
-BYTES_TRAINED = 16
-"""Of one trained fp32 parameter: itself, its gradient, AdamW's two moments."""
 BYTES_FIXED = 4
 """Of one fp32 parameter that is not trained."""
 
@@ -35,13 +35,19 @@ class ModelCost:
 
 @dataclass(frozen=True)
 class StepCost:
-    """One optimizer step. memory: bytes of weights, gradients and moments, and of what backward keeps;
-    flops_per_token: of forward and backward for each real token, a multiply-add is 2.
+    """One optimizer step. trained: bytes of weights, gradients and what the optimizer keeps; activations:
+    bytes that backward keeps; flops_per_token: of forward and backward for each real token, a multiply-add
+    is 2.
     """
 
     seconds: float
-    memory: int
+    trained: int
+    activations: int
     flops_per_token: float
+
+    @property
+    def memory(self) -> int:
+        return self.trained + self.activations
 
 
 def model_cost(model: Student, max_length: int) -> ModelCost:
@@ -55,7 +61,7 @@ def model_cost(model: Student, max_length: int) -> ModelCost:
     return ModelCost(model.spec.num_layers, model.spec.hidden_dim, parameters, flops)
 
 
-def step_cost(program: Program, feed: Feed, device: torch.device) -> StepCost:
+def step_cost(program: Program, feed: Feed, device: torch.device, optimizer: OptimizerSettings) -> StepCost:
     """Run the first steps of an epoch forward and backward; the median time counts, nothing is updated. FLOPs
     are counted on the first of them.
     """
@@ -73,8 +79,7 @@ def step_cost(program: Program, feed: Feed, device: torch.device) -> StepCost:
         seconds.append(time.perf_counter() - start)
     program.zero_grad(set_to_none=True)
     flops = program.flops_per_token(feed.step(0, 0)[0].to(device)) * padded / max(1, real)
-    trained = sum(parameter.numel() for parameter in program.parameters() if parameter.requires_grad)
-    return StepCost(median(seconds), BYTES_TRAINED * trained + kept, flops)
+    return StepCost(median(seconds), trained_bytes(program, optimizer), kept, flops)
 
 
 def free_memory(device: torch.device) -> int:

@@ -122,6 +122,21 @@ def build_optimizer(
     return kind(made, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
 
 
+def trained_bytes(module: nn.Module, settings: OptimizerSettings) -> int:
+    """Bytes that the trainable fp32 parameters of `module` take: themselves, their gradients, and what the
+    optimizer keeps (AdamW two moments; Adafactor the means of rows and columns of a matrix, else of squares).
+    """
+    total = 0
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            size, shape = parameter.numel(), parameter.shape
+            kept = 2 * size
+            if settings.use == "adafactor":
+                kept = size if len(shape) < 2 else size // shape[-1] + size // shape[-2]
+            total += 4 * (2 * size + kept)
+    return total
+
+
 def lr_at(step: int, total: int, settings: OptimizerSettings) -> float:
     """Learning rate of optimizer step `step` (from 0) of `total`: linear rise over the warm-up, then a fall
     to 0 along a line or a half cosine, or none.

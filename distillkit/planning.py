@@ -40,6 +40,7 @@ from distillkit.model import (
     TeacherSource,
     TrainableTeacherSource,
 )
+from distillkit.optim import trained_bytes
 from distillkit.peers import peers_of
 from distillkit.preflight import Meeting, Named, Prospect
 from distillkit.progress import duration
@@ -363,13 +364,15 @@ def _teacher_stages(draft: _Draft) -> Iterator[StagePlan]:
         return
     stack = LossStack({"gold": (1.0, Gold())})
     feed = TaskFeed(draft.encoded, source.finetune.batch, seed=draft.named.config.seed)
-    cost = step_cost(Distillation(model.requires_grad_(True), stack, {}), feed, draft.device)
+    program = Distillation(model.requires_grad_(True), stack, {})
+    cost = step_cost(program, feed, draft.device, source.finetune.optimizer)
+    trained = 0 if source.pretrain is None else trained_bytes(program, source.pretrain.optimizer)
     model.eval().requires_grad_(False)
     if source.pretrain is not None:
         a_step = source.pretrain.batch * source.pretrain.max_length
         ratio = a_step / draft.tokens_per_step(feed)
         steps = source.pretrain.steps
-        memory = int(cost.memory * max(1.0, ratio))
+        memory = trained + int(cost.activations * max(1.0, ratio))
         flops = _pretraining_flops(source, source.pretrain, draft)
         yield StagePlan("pretrain", steps, steps * cost.seconds * ratio, memory, flops)
     training = source.training(draft.named.task.labels)
@@ -399,7 +402,7 @@ def _student_stages(draft: _Draft) -> Iterator[StagePlan]:
         program: Program = Distillation(prospect.student, stack, {TEACHER: prospect.teacher}, swapped)
         if draft.named.teacher.peers:
             program = peers_of(config, index, stack, _students(draft), in_turn=False)
-        cost = step_cost(program, feed, draft.device)
+        cost = step_cost(program, feed, draft.device, phase.optimizer)
         steps = phase.epochs * round(feed.num_steps(0) * _rows(phase, draft) / sampled)
         flops = steps * draft.tokens_per_step(feed) * cost.flops_per_token
         name = "student" if len(config.phases) == 1 else f"student, phase {index + 1}"

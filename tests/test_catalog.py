@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import subprocess
@@ -95,6 +96,32 @@ def test_the_source_says_what_a_loss_is_for(name: str) -> None:
         **catalog._described["loss"][name].facts,
     }
     assert facts == {"needs_labels": cls.needs_labels, "kinds": cls.kinds}
+
+
+FILES = [
+    (kind, path.stem)
+    for kind, folder in catalog._FOLDERS.items()
+    for path in sorted((Path(catalog.__file__).parent / folder).glob("[!_]*.py"))
+]
+
+
+@pytest.mark.parametrize(("kind", "stem"), FILES, ids=[f"{kind}-{stem}" for kind, stem in FILES])
+def test_a_component_that_a_recipe_could_name_can_be_named(kind: str, stem: str) -> None:
+    """A class that is made of settings alone is registered: a name that does not fit its file's would leave
+    it out without a word."""
+    module = importlib.import_module(f"distillkit.{catalog._FOLDERS[kind]}.{stem}")
+    nameable = {
+        cls
+        for cls in vars(module).values()
+        if inspect.isclass(cls) and cls.__module__ == module.__name__ and not cls.__name__.startswith("_")
+        if issubclass(cls, catalog._base(kind)) and not inspect.isabstract(cls)
+        if all(
+            parameter.kind is inspect.Parameter.KEYWORD_ONLY
+            for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]
+        )
+    }
+    registered = {catalog.REGISTRIES[kind].get(stem, object)} if (kind, stem) in BUILTIN else set()
+    assert nameable == registered
 
 
 @pytest.mark.parametrize(("kind", "name"), BUILTIN, ids=[name for _, name in BUILTIN])

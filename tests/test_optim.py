@@ -13,7 +13,7 @@ from transformers import ElectraConfig
 from transformers.optimization import Adafactor
 
 from distillkit.encoder import fresh
-from distillkit.optim import build_optimizer, clip_gradient, layer_factors, lr_at, set_lr
+from distillkit.optim import build_optimizer, clip_gradient, layer_factors, lr_at, set_lr, trained_bytes
 from distillkit.settings import OptimizerSettings
 
 
@@ -162,6 +162,22 @@ def test_adafactor_keeps_rows_and_columns_of_a_matrix_only() -> None:
     made = build_optimizer(model, OptimizerSettings(use="adafactor"))
     steps_of(model, made, 1)
     assert sum(slot.numel() for slots in made.state.values() for slot in slots.values()) == 60 + 50 + 50 + 2
+
+
+@pytest.mark.parametrize("use", ["adamw", "adafactor", "scaled_adamw"])
+def test_what_a_training_holds_is_counted(use: Literal["adamw", "adafactor", "scaled_adamw"]) -> None:
+    """Against the tensors that are there after a step; their step counters apart."""
+    model = two_models()[0]
+    model[0].bias.requires_grad_(False)  # type: ignore[index, union-attr]
+    settings = OptimizerSettings(use=use)
+    made = build_optimizer(model, settings)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.ones_like(parameter)
+    made.step()
+    held = [*trained, *(parameter.grad for parameter in trained if parameter.grad is not None)]
+    held += [slot for slots in made.state.values() for name, slot in slots.items() if name != "step"]
+    assert trained_bytes(model, settings) == sum(tensor.numel() * 4 for tensor in held)
 
 
 def test_scaled_adamw_is_adamw_with_a_rate_for_each_parameter() -> None:

@@ -7,6 +7,7 @@ log_softmax. A perfect student costs 0.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -87,9 +88,9 @@ class ScoreLoss(Loss):
         also = {1.0} if self.trust == "confidence" else set()
         return Reads(temperatures=frozenset({self.temperature} | also))
 
+    @abstractmethod
     def divergence(self, student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
         """`[N]` between logits, at this temperature, without T^2."""
-        raise NotImplementedError
 
     def count(self, batch: Batch) -> int:
         return num_judged(batch, self.trust)

@@ -162,9 +162,9 @@ class StateLoss(Loss):
         how = self.projections.words(len(self.pairs))
         return [Compared(self.side.part, None if chosen else low, high, how) for low, high in self.pairs]
 
+    @abstractmethod
     def distance(self, student_BLD: Tensor, teacher_BLD: Tensor) -> Tensor:
         """`[B, L]` in fp32; 0 for equal states."""
-        raise NotImplementedError
 
     def forward(self, step: Step) -> Tensor:
         mask_BL = self.side.mask(step.batch)
