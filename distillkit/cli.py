@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import subprocess
 import sys
 import tempfile
 import traceback
@@ -69,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DistillkitError as error:
         if debug:
             _write(traceback.format_exc())
-        _tell(f"error: {error}")
+        if not _told_elsewhere(error):
+            _tell(f"error: {error}")
         return error.exit_code
     except Exception as error:  # a bug: the user gets a file to send, not a traceback
         return _crashed(error, debug)
@@ -541,18 +541,28 @@ def _load(path: Path, overrides: Sequence[str], code: Sequence[Path]) -> Loaded:
 def _launch(
     gpus: int, config: Path, overrides: Sequence[str], code: Sequence[Path], flags: Sequence[str]
 ) -> int:
-    """Start one process per GPU by torchrun; the exit code is the one that the run's status names."""
+    """Start one process per GPU; the exit code of the one that failed first, or of the run's status where a
+    signal ended them.
+    """
+    from distillkit import launching, listing
+
     loaded = _load(config, overrides, code)
     flags = [*(f"--code={file}" for file in code), *flags]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
-    done = subprocess.run(
-        [*command, "-m", "distillkit", "run", *flags, str(config), *overrides], check=False
-    ).returncode
-    if done == 0:
-        return 0
-    from distillkit import listing
-
+    done = launching.launch(
+        gpus, ["run", *flags, str(config), *overrides], lambda message: _tell(f"error: {message}")
+    )
+    if done is not None:
+        return done
     return listing.exit_code(Path(loaded.config.output) / loaded.config.name) or 1
+
+
+def _told_elsewhere(error: DistillkitError) -> bool:
+    """Whether this is one of several processes, of which another one tells the user."""
+    if "RANK" not in os.environ:
+        return False
+    from distillkit import launching
+
+    return launching.told_by_rank_0(error)
 
 
 def _parts(error: DistillkitError) -> list[dict[str, Any]]:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from distillkit import catalog, pipeline, recipe
+from distillkit import catalog, launching, pipeline, recipe
 from distillkit.cli import app, main
-from distillkit.errors import DivergedError, ErrorGroup, StoppedError
+from distillkit.errors import DataError, DivergedError, ErrorGroup, StoppedError
 from distillkit.rundir import RunDir
 from distillkit.schema import json_schema
 
@@ -266,15 +266,40 @@ def test_the_schema_knows_what_the_config_knows() -> None:
     assert (temperature["exclusiveMinimum"], temperature["default"]) == (0, 2.0)
 
 
-def test_several_processes_are_started_by_torchrun(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[list[str]] = []
+def test_several_processes_tell_an_error_once_and_in_words(here: Path) -> None:
+    """Every process meets it; the agent that starts them adds nothing."""
+    (here / "train.csv").write_text("text,label\nonly one class,a\n" * 3)
+    done = child(here, "run", "config.yaml", "--gpus", "2", "--quiet")
+    assert done.returncode == DataError.exit_code, done.stderr
+    told = [line for line in done.stderr.splitlines() if "too few to hold any out" in line]
+    assert len(told) == done.stderr.count("error:") == 1, done.stderr
+    assert "Traceback" not in done.stderr and "torch" not in done.stderr, done.stderr
 
-    def start(command: list[str], **_: Any) -> Any:
-        started.append(command)
-        RunDir.open(here / "runs" / "good").status("failed", 6, "diverged", "")
-        return SimpleNamespace(returncode=1)
 
-    monkeypatch.setattr(subprocess, "run", start)
-    assert main(["run", "config.yaml", "seed=3", "--gpus", "2"]) == 6
-    assert "--nproc-per-node=2" in started[0]
-    assert started[0][-4:] == ["distillkit", "run", "config.yaml", "seed=3"]
+def test_an_error_of_another_process_alone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program in distillkit's place: the second process fails, the first would go on."""
+    program = tmp_path / "distillkit"
+    program.mkdir()
+    (program / "__main__.py").write_text(
+        "import os, sys, time\n"
+        "from torch.distributed.elastic.multiprocessing.errors import get_error_handler\n"
+        "if os.environ['RANK'] == '0':\n"
+        "    time.sleep(60)\n"
+        "get_error_handler().record_exception(ValueError(f'only here: {sys.argv[1:]}'))\n"
+        "sys.exit(7)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
+    told: list[str] = []
+    assert launching.launch(2, ["run", "x.yaml"], told.append) == 7
+    assert told == ["only here: ['run', 'x.yaml']"]
+
+
+def test_signals_and_other_ends_of_several_processes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of the process that failed first; else what the run's status names."""
+    ends: list[int | None] = [0, 4, None]
+    monkeypatch.setattr(launching, "launch", lambda processes, arguments, tell: ends.pop(0))
+    RunDir.open(here / "runs" / "good").status("failed", 75, "stopped", "")
+    codes = [main(["run", "config.yaml", "seed=3", "--gpus", "2"]) for _ in range(3)]
+    assert codes == [0, 4, 75]
