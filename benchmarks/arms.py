@@ -1,8 +1,8 @@
-"""The arms of the study of pretraining objectives: shapes and budgets, how one is pretrained, what generator and
-discriminator came to on documents that it never saw, and how any of them is fine-tuned.
+"""The arms of the study of pretraining objectives: shapes and budgets, how one is pretrained, what generator
+and main model came to on documents that they never saw, and how any of them is fine-tuned.
 
-Every arm reads the same tokenizer and the same sequences, in the order of its seed. A cell is pretrained in one
-process in a minute or so, without checkpoints.
+Every arm reads the same tokenizer and the same sequences, in the order of its seed. A cell is pretrained in
+one process in a minute or so, without checkpoints.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from distillkit.train import Hooks, Pretraining, TrainSettings, train
 
 FOLDER = RUNS / "electra-orderings"
 ARMS: dict[str, dict[str, Any]] = {
-    "MLM": {"objective": "replace_mlm", "generator": "mask"},
     "ELECTRA": {},
     "ELECTRA 15 %": {"objective": "electra_15"},
     "All-Tokens MLM": {"objective": "all_tokens_mlm"},
     "Replace-MLM": {"objective": "replace_mlm"},
+    "MLM": {"objective": "replace_mlm", "generator": "mask"},
 }
 RANDOM = "random weights"
 MECHANISMS: dict[str, dict[str, Any]] = {
@@ -64,7 +64,7 @@ SHARING: dict[str, dict[str, Any]] = {
 }
 HELD = 20
 """One document in so many is held out of pretraining, for `judged`."""
-JUDGED = 2048
+JUDGED = 1024
 """Held-out sequences that a pair of generator and main model is judged on."""
 MASKS = 10_000
 """Epoch whose masks these have, which no training reaches."""
@@ -80,16 +80,16 @@ TASKS: dict[str, dict[str, Any]] = {
     },
 }
 """What a pretrained model is fine-tuned on."""
-EPOCHS = {"trec": 5, "rotten_tomatoes": 3, "conll2000_chunks": 2}
+EPOCHS = {"trec": 4, "rotten_tomatoes": 3, "conll2000_chunks": 2}
 Counts = dict[str, list[int]]
 """right: answers of each row that are right; words: of so many."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """size: shape of the main model; budgets: FLOPs of pretraining, of the orderings, of the mechanisms, and of
-    the one teacher that is pretrained longer; batch and length of its sequences; characters: of the corpus, and
-    files it is taken from.
+    """size: shape of the main model; budget, small, long: FLOPs of pretraining of the orderings, of the
+    mechanisms, and of the teacher that is pretrained longer; batch and length of its sequences; characters: of
+    the corpus, and files it is taken from; more: arms that this scale alone has.
     """
 
     size: dict[str, Any]
@@ -112,9 +112,9 @@ class Scale:
 SCALES = {
     "cpu": Scale(
         size={"size": "tiny", "vocab_size": 2048, "positions": 128, "mask_rate": 0.2, "dropout": 0.0},
-        budget=2e12,
-        small=1e12,
-        long=8e12,
+        budget=1e12,
+        small=5e11,
+        long=4e12,
         batch=8,
         length=128,
         lr=1e-3,
@@ -166,8 +166,8 @@ def corpus(scale: Scale) -> tuple[list[list[str]], list[list[str]]]:
 
 
 def prepared(scale: Scale) -> Path:
-    """A folder with `tokenizer` and, as the objectives read them, `corpus` and `held`; the same for all arms and
-    seeds, whose objectives write the same of the same documents."""
+    """A folder with `tokenizer` and, as the objectives read them, `corpus` and `held`; the same for all arms
+    and seeds, whose objectives write the same of the same documents."""
     folder = FOLDER / f"corpus-{scale.size['vocab_size']}-{scale.length}-{scale.characters}"
     if not folder.exists():
         work = folder.with_suffix(".partial")
@@ -244,8 +244,8 @@ def untrained(scale: Scale, seed: int) -> Path:
 
 
 def judged(scale: Scale, model: nn.Module, objective: Objective) -> dict[str, float]:
-    """Unweighted terms and figures of a trained pair on the first JUDGED held-out sequences, which have the same
-    masks for every arm and seed; tokens: how many positions count, by term."""
+    """Unweighted terms and figures of a trained pair on the first JUDGED held-out sequences, which have the
+    same masks for every arm and seed; tokens: how many positions count, by term."""
     device = next(model.parameters()).device
     folder = prepared(scale) / "held"
     examples = objective.examples(folder, epoch=0, seed=0)

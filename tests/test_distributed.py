@@ -135,8 +135,7 @@ def pretraining_config(folder: Path, name: str) -> Path:
 def test_a_teacher_is_pretrained_alike_by_one_process_and_by_two(
     tmp_path: Path, parallel: str, name: str
 ) -> None:
-    """Masks, samples and dropout are keyed by their row or micro-batch, and figures are made of sums over both
-    processes."""
+    """Masks, samples and dropout are keyed by row or micro-batch, and figures are made of sums over both."""
     made = pretraining_config(tmp_path, name)
     one = run(made, "one", 1, until="pretrain")
     two = run(made, "two", 2, f"runtime.parallel={parallel}", until="pretrain")

@@ -77,7 +77,8 @@ def test_a_sequence_is_the_same_in_any_batch(made: Made) -> None:
         assert made.writes or real.sum() == made.examples.lengths[row]  # what is read of a text is drawn
         for name, single in alone.inputs.items():
             counted_L = said if name == "decoder_input_ids" else real
-            assert torch.equal(together.inputs[name][place, : len(counted_L)][counted_L], single[0][counted_L])
+            shared_L = together.inputs[name][place, : len(counted_L)]
+            assert torch.equal(shared_L[counted_L], single[0][counted_L])
         assert torch.equal(together.labels[place, : len(said)], alone.labels[0])
         assert bool((together.labels[place, len(said) :] == IGNORED).all())
 
