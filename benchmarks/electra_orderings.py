@@ -50,8 +50,8 @@ from probes import chunking, masked_likelihood, minimal_pairs, original_odds
 from scipy import stats
 
 FAMILIES = {"MLM": masked_likelihood, "ELECTRA": original_odds, "ELECTRA 15 %": original_odds}
-TUNED = (RANDOM, "MLM")
-"""What is fine-tuned too, and whatever is pretrained longer."""
+LONGER = 1
+"""Seed of the teacher that is pretrained longer; it and the random weights of this seed are fine-tuned too."""
 PRIMARY = "chunking"
 MARGIN = 1.5
 """Points within which two arms are called equivalent."""
@@ -105,7 +105,7 @@ def measure(cell: Cell) -> dict[str, Any]:
         found |= seen
     if arm == RANDOM or arm in ARMS:
         found["tasks"] = {PRIMARY: chunking(folder, scale.length)}
-    if arm in TUNED or budget == scale.long:
+    if budget == scale.long or (arm == RANDOM and seed == LONGER):
         for task in TASKS:
             found["tasks"][task] = tuned(scale, name, folder, task, seed, RECIPE, test=True)
     if arm in FAMILIES:
@@ -119,13 +119,14 @@ def wanted(kind: str, seeds: list[int]) -> list[Cell]:
     """In the order in which they are made, so that a study that was cut off says as much as it can."""
     scale = SCALES[kind]
     cells: list[Cell] = []
-    for number, seed in enumerate(seeds):
+    for seed in seeds:
         cells += [(kind, arm, scale.budget, seed) for arm in {**scale.more, **ARMS}]
         cells.append((kind, RANDOM, 0.0, seed))
-        if number == 1:
-            cells += [(kind, "MLM", scale.long, seeds[0]), (kind, "ELECTRA", scale.long, seeds[0])]
+        if seed == LONGER:
+            cells.append((kind, "MLM", scale.long, seed))
     for seed in seeds:
         cells += [(kind, arm, scale.small, seed) for arm in {**MECHANISMS, **SHARING}]
+    cells.append((kind, "ELECTRA", scale.long, LONGER))
     return cells
 
 
