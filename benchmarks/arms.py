@@ -45,9 +45,9 @@ FOLDER = RUNS / "electra-orderings"
 ARMS: dict[str, dict[str, Any]] = {
     "ELECTRA": {},
     "ELECTRA 15 %": {"objective": "electra_15"},
+    "MLM": {"objective": "replace_mlm", "generator": "mask"},
     "All-Tokens MLM": {"objective": "all_tokens_mlm"},
     "Replace-MLM": {"objective": "replace_mlm"},
-    "MLM": {"objective": "replace_mlm", "generator": "mask"},
 }
 RANDOM = "random weights"
 MECHANISMS: dict[str, dict[str, Any]] = {
@@ -117,7 +117,7 @@ SCALES = {
         long=4e12,
         batch=8,
         length=128,
-        lr=1e-3,
+        lr=1e-3,  # at 3e-3 the states of all tokens become one vector, from which no fine-tuning starts
         precision="fp32",
         characters=24_000_000,
         files=("openstax", "standardebooks", "us_speeches"),

@@ -120,8 +120,8 @@ def wanted(kind: str, seeds: list[int]) -> list[Cell]:
     scale = SCALES[kind]
     cells: list[Cell] = []
     for seed in seeds:
-        cells += [(kind, arm, scale.budget, seed) for arm in {**scale.more, **ARMS}]
         cells.append((kind, RANDOM, 0.0, seed))
+        cells += [(kind, arm, scale.budget, seed) for arm in {**scale.more, **ARMS}]
         if seed == LONGER:
             cells.append((kind, "MLM", scale.long, seed))
     for seed in seeds:
