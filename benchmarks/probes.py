@@ -30,12 +30,14 @@ from distillkit.types import Access, Want
 
 SPLITS = ("train", "validation", "test")
 TOKENS = 8192
-PAIRS_EACH = 100
+PAIRS_EACH = 20
 """Of the 300 minimal pairs of each of BLiMP's 67 paradigms."""
 PENALTY = 1e-4
 """On the squared weights of a probe, whose loss is a mean over words."""
-ITERATIONS = 60
+ITERATIONS = 30
 """Of L-BFGS."""
+FITTED = 2400
+"""Training sentences that a chunking probe is fitted on, evenly over the file."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,12 @@ def chunking(folder: Path, max_length: int) -> dict[str, Any]:
     assert task.test is not None
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = load_body(folder, task.labels).eval()
+    chosen = np.linspace(0, len(task.train) - 1, FITTED).astype(np.int64)
+    fitted = task.train.take(chosen, "fitted")
     with tempfile.TemporaryDirectory() as cache:
         train, validation, test = (
             words_of(model, encode(rows, tokenizer, max_length=max_length, cache=Path(cache)))
-            for rows in (task.train, task.validation, task.test)
+            for rows in (fitted, task.validation, task.test)
         )
     probes = [Probe(states, train.gold, len(task.labels.names)) for states in train.states]
     accuracy = [

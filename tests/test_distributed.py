@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tinytexts
 import torch
 from safetensors.torch import load_file
+from test_text_runs import STUDENT, TASK
 from tinyrun import CONFIG, write_config, write_data
 
 from distillkit import catalog
@@ -81,24 +83,66 @@ def test_two_processes_equal_one(one: Path, parallel: str) -> None:
             assert theirs["terms"][name] == pytest.approx(value, rel=2e-3, abs=2e-4), (mine["stage"], name)
 
 
-@pytest.mark.parametrize("generator", ["joint", pytest.param("two_stage", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
-def test_an_electra_is_pretrained_alike_by_one_process_and_by_two(
-    tmp_path: Path, parallel: str, generator: str
+ONE_SHAPE = {"generator_width": 1.0, "tie": "none"}
+BYTES = {"vocab_size": 300}
+"""Every byte is an entry."""
+PRETRAINED: dict[str, dict[str, Any]] = {
+    "electra": {"generator_width": 0.5},
+    "electra, two stages": {"generator": "two_stage", **ONE_SHAPE},
+    "electra, adversarial": {"generator": "adversarial", "generator_width": 0.5},
+    "electra, unigram": {"generator": "unigram"},
+    "electra, masks": {"generator": "mask", "objective": "replace_mlm"},
+    "electra, 15 %": {"objective": "electra_15", "generator_width": 0.5},
+    "electra, all tokens": {"objective": "all_tokens_mlm", "generator_width": 0.5},
+    "electra, all tied": {"generator_width": 1.0, "tie": "all"},
+    "deberta": {},
+    "deberta, one table": {"sharing": "es"},
+    "roberta": BYTES,
+    "gpt": BYTES,
+    "xlnet": {},
+    "xlnet, memory": {"memory": 8},
+    "t5": {"sentinels": 20},
+    "bart": BYTES,
+}
+WRITERS = {"t5", "bart"}
+
+
+def pretraining_config(folder: Path, name: str) -> Path:
+    """A run that pretrains the teacher of this name, in two micro-batches a step."""
+    use = name.split(",")[0]
+    pretrain = {**CONFIG["teacher"]["pretrain"], "steps": 6, "micro": 2, "optimizer": {"lr": 1e-3}}
+    embedding = {"embedding": 16} if use == "electra" else {}
+    same = {key: value for key, value in CONFIG["teacher"].items() if key != "finetune"}
+    teacher = {**same, **embedding, "use": use, "dropout": 0.1, "pretrain": pretrain, **PRETRAINED[name]}
+    write_data(folder)
+    if use not in WRITERS:
+        return write_config(folder, teacher=teacher)
+    tinytexts.write_rows(folder)
+    losses = {"losses": {"gold": {"use": "gold"}}}
+    return write_config(
+        folder, teacher=teacher, task=TASK, student=STUDENT, distill=losses
+    )
+
+
+@pytest.mark.parametrize(
+    "parallel, name",
+    [
+        ("ddp", "electra"),
+        *(pytest.param("ddp", name, marks=pytest.mark.slow) for name in list(PRETRAINED)[1:]),
+        *(pytest.param("fsdp", name, marks=pytest.mark.slow) for name in list(PRETRAINED)[:2]),
+    ],
+)
+def test_a_teacher_is_pretrained_alike_by_one_process_and_by_two(
+    tmp_path: Path, parallel: str, name: str
 ) -> None:
-    """Samples are keyed by their row, and figures are made of sums over both."""
-    write_data(tmp_path)
-    pretrain = {**CONFIG["teacher"]["pretrain"], "steps": 6, "micro": 2}
-    two_stage = {"generator": generator, "generator_width": 1.0, "tie": "none"}
-    changes = two_stage if generator == "two_stage" else {"generator_width": 0.5}
-    teacher = {**CONFIG["teacher"], "use": "electra", "embedding": 16, "dropout": 0.1, "pretrain": pretrain}
-    made = write_config(tmp_path, teacher={**teacher, **changes})
+    """Masks, samples and dropout are keyed by row or micro-batch, and figures are made of sums over both."""
+    made = pretraining_config(tmp_path, name)
     one = run(made, "one", 1, until="pretrain")
     two = run(made, "two", 2, f"runtime.parallel={parallel}", until="pretrain")
     mine, theirs = (load_file(str(folder / "pretrain" / "model.safetensors")) for folder in (one, two))
     assert mine.keys() == theirs.keys()
-    for name, tensor in mine.items():
-        assert torch.allclose(tensor, theirs[name], atol=2e-4), name
+    for weight, tensor in mine.items():
+        assert torch.allclose(tensor, theirs[weight], atol=2e-4), weight
     told = [
         [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for folder in (one, two)

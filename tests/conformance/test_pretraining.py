@@ -11,28 +11,31 @@ import numpy as np
 import pytest
 import torch
 from tiny import LABELS, documents
+from tinytexts import LABELS as TEXT_LABELS
 from torch import nn
-from transformers import AutoModel, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 
 from distillkit.catalog import REGISTRIES, names
 from distillkit.encoder import Encoder
+from distillkit.encoder_decoder import EncoderDecoder
 from distillkit.flops import counted
-from distillkit.model import TeacherSource
+from distillkit.model import TeacherSource, TrainableTeacherSource
 from distillkit.objectives.base import Examples, Objective
 from distillkit.settings import PretrainSettings
+from distillkit.teachers.denoisers import DenoiserHere
 from distillkit.teachers.encoders import PretrainedHere
-from distillkit.types import Batch
+from distillkit.types import IGNORED, Batch
 
 LENGTH = 32
 CLASSES = {name: REGISTRIES["teacher"].get(name, TeacherSource) for name in names("teacher")}
-NAMES = [name for name, cls in CLASSES.items() if issubclass(cls, PretrainedHere)]
+NAMES = [name for name, cls in CLASSES.items() if issubclass(cls, PretrainedHere | DenoiserHere)]
 
 
 @dataclass(frozen=True)
 class Made:
     """A tiny teacher of a kind and its data, of which a few sequences are `rows` of several lengths."""
 
-    source: PretrainedHere
+    source: TrainableTeacherSource
     tokenizer: PreTrainedTokenizerBase
     model: nn.Module
     objective: Objective
@@ -41,6 +44,10 @@ class Made:
 
     def batch(self, *rows: int) -> Batch:
         return self.objective.collate(self.examples, rows or self.rows, epoch=1, seed=5)
+
+    @property
+    def writes(self) -> bool:
+        return isinstance(self.source, DenoiserHere)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -64,12 +71,16 @@ def test_a_sequence_is_the_same_in_any_batch(made: Made) -> None:
     assert together.labels is not None and not together.full
     for place, row in enumerate(made.rows):
         alone = made.batch(row)
-        real = alone.mask[0]
-        assert int(real.sum()) == made.examples.lengths[row] == together.mask[place].sum()
         assert alone.labels is not None
-        pairs = [(together.inputs[name], alone.inputs[name]) for name in alone.inputs]
-        for shared, single in (*pairs, (together.labels, alone.labels)):
-            assert torch.equal(shared[place, : len(real)][real], single[0][real])
+        real, said = alone.mask[0], alone.labels[0] != IGNORED
+        assert real.sum() == together.mask[place].sum()
+        assert made.writes or real.sum() == made.examples.lengths[row]  # what is read of a text is drawn
+        for name, single in alone.inputs.items():
+            counted_L = said if name == "decoder_input_ids" else real
+            shared_L = together.inputs[name][place, : len(counted_L)]
+            assert torch.equal(shared_L[counted_L], single[0][counted_L])
+        assert torch.equal(together.labels[place, : len(said)], alone.labels[0])
+        assert bool((together.labels[place, len(said) :] == IGNORED).all())
 
 
 def test_terms_are_means_over_what_counts_and_padding_changes_nothing(made: Made) -> None:
@@ -101,17 +112,25 @@ def test_the_flops_that_a_plan_tells_are_those_that_torch_counts(made: Made) -> 
         made.objective.loss(made.model, batch)
 
     one, many = (counted(partial(forward, made.batch(*rows))) for rows in (longest[:1], longest))
-    told = made.objective.flops(made.model, int(lengths.max()))
-    assert (many - one) / (len(longest) - 1) == pytest.approx(told, rel=0.05)
+    filled, apart = (LENGTH, 0.1) if made.writes else (int(lengths.max()), 0.05)  # a text is read shortened
+    told = made.objective.flops(made.model, filled)
+    assert (many - one) / (len(longest) - 1) == pytest.approx(told, rel=apart)
 
 
-def test_what_is_saved_goes_on_in_the_classifier_and_opens_in_transformers(
-    made: Made, tmp_path: Path
-) -> None:
+def test_what_is_saved_goes_on_in_the_task_and_opens_in_transformers(made: Made, tmp_path: Path) -> None:
     made.model.save_pretrained(tmp_path)  # type: ignore[operator]
-    model = made.source.classifier(made.tokenizer, LABELS, LENGTH, tmp_path)
-    assert isinstance(model, Encoder) and model.spec.num_labels == 2 and model.spec.max_length >= LENGTH
-    body = AutoModel.from_pretrained(str(tmp_path), local_files_only=True).state_dict()
-    mine = model.model.base_model.state_dict()
+    labels = TEXT_LABELS if made.writes else LABELS
+    model = made.source.classifier(made.tokenizer, labels, LENGTH, tmp_path)
+    assert model.spec.max_length >= LENGTH
+    opened = (AutoModelForSeq2SeqLM if made.writes else AutoModel).from_pretrained(
+        str(tmp_path), local_files_only=True
+    )
+    theirs = opened.state_dict()
+    if made.writes:
+        assert isinstance(model, EncoderDecoder)
+        mine = model.model.state_dict()
+    else:
+        assert isinstance(model, Encoder) and model.spec.num_labels == 2
+        mine = model.model.base_model.state_dict()
     shared = [name for name in mine if "pooler" not in name]
-    assert shared and all(torch.equal(mine[name], body[name]) for name in shared)
+    assert shared and all(torch.equal(mine[name], theirs[name]) for name in shared)
