@@ -132,6 +132,10 @@ def test_a_bart_learns_from_what_its_teacher_writes(choose: str, tmp_path: Path)
     scores = json.loads((folder / "student" / "scores.json").read_text())["scores"]
     again = pipeline.run(config, until="student", progress="quiet").path
     assert json.loads((again / "student" / "scores.json").read_text())["scores"] == scores
+    pipeline.run(config, overrides=["seed=9"], until="student", progress="quiet")
+    assert [one.name for one in (folder / "cache").glob("written-*")] == [
+        part.name
+    ]  # another seed, no other text
 
 
 def test_a_student_of_one_run_teaches_the_next_and_can_be_answered_by_several(tmp_path: Path) -> None:
