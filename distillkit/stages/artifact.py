@@ -29,7 +29,7 @@ from distillkit.export.parity import Parity
 from distillkit.export.writers import export_writer
 from distillkit.files import seal
 from distillkit.flops import flops_per_example
-from distillkit.model import FixedTeacher, LearningTeacherSource, Student, Teacher
+from distillkit.model import FixedTeacher, LearningTeacherSource, Student, Teacher, TextStudent
 from distillkit.settings import TaskSettings
 from distillkit.stages.job import PEERS, Job, Save
 from distillkit.stages.texts import wanted, writing
@@ -84,7 +84,7 @@ def _exported(job: Job, model: Student, samples: Encoded, folder: Path) -> Parit
     """The artifact of a model, in the form that its kind has."""
     settings, labels, task = job.config.export, job.task.labels, job.config.task
     reading = Reading.of(task, job.metric)
-    if isinstance(model, EncoderDecoder):
+    if isinstance(model, TextStudent):
         assert isinstance(task, TaskSettings)
         how = writing(job)
         return export_writer(
@@ -218,6 +218,8 @@ def _in_this_process(job: Job, model: Teacher) -> Opened:
         return replace(batch, texts=tuple(map(tuple, texts)))
 
     opened = Opened(forward, "this process", None, model.spec.max_length)
-    opened.prepare = with_texts
+    opened.writer, opened.device = model.writer, device
+    if job.task.labels.kind != "text_to_text":
+        opened.prepare = with_texts
     opened.parameters = model.num_parameters
     return opened

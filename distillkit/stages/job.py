@@ -100,8 +100,8 @@ class Job:
 
     @property
     def teacher_key(self) -> str:
-        """Names the teacher that the teacher stage left, for what is kept of its work: by its code, settings and
-        weights where it has some, whatever the seed of the run that uses it.
+        """Names the teacher that the teacher stage left, for what is kept of its work: by its code, settings
+        and weights where it has some, whatever the seed of the run that uses it.
         """
         files: Mapping[str, Any] = self.run.stage("teacher").manifest["files"]
         if self.trainable is None:
