@@ -43,6 +43,9 @@ class Bart(DenoiserHere):
     """BART with a byte-level BPE vocabulary of its own: an encoder reads a corrupted text, a decoder says the
     whole text; pretrained where `pretrain` is set.
 
+    A task on whole texts is answered from the last state of the decoder, which reads the same text as the
+    encoder (section 3.1); its states are those of the encoder.
+
     Published: infilling of 30 % and all sentences permuted, 512 tokens, no dropout in the last tenth of the
     steps; the recipe of its authors has a mean span of 3.5, a rate of 4e-4, and a gradient clipped at 0.1.
 
@@ -69,6 +72,8 @@ class Bart(DenoiserHere):
         pretrain: Pretrain on a corpus first.
         finetune: Training on the task.
     """
+
+    kinds = ("classification", "regression", "text_to_text")
 
     def __init__(
         self,
