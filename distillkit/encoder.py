@@ -224,8 +224,8 @@ def by_depth(model: nn.Module, blocks: Sequence[nn.Module]) -> list[list[nn.Para
 
 
 def spec_of(config: PretrainedConfig) -> Spec:
-    """Sizes of any encoder, through optimum's normalised configs. Raises ModelError for an encoder-decoder that
-    answers no whole examples.
+    """Sizes of any encoder, through optimum's normalised configs. Raises ModelError for an encoder-decoder
+    that answers no whole examples.
     """
     if config.is_encoder_decoder and config.model_type not in _BOTH_STACKS:
         raise ModelError(f"{config.model_type!r} is an encoder-decoder; this needs an encoder", where="model")
@@ -242,7 +242,14 @@ def spec_of(config: PretrainedConfig) -> Spec:
     ffn = next(
         (
             values[name]
-            for name in ("intermediate_size", "hidden_dim", "ffn_dim", "encoder_ffn_dim", "d_inner", "n_inner")
+            for name in (
+                "intermediate_size",
+                "hidden_dim",
+                "ffn_dim",
+                "encoder_ffn_dim",
+                "d_inner",
+                "n_inner",
+            )
             if isinstance(values.get(name), int)
         ),
         4 * width,

@@ -73,7 +73,8 @@ def final_token(model: Any, input_ids: Tensor, attention_mask: Tensor | None = N
     """`[B, V]` what an encoder-decoder answers that reads the same text with both stacks, from the decoder's
     state at the last token, which has seen all others (Lewis et al. 2020, section 3.1).
 
-    `transformers` looks for the end token instead, and refuses a batch whose rows have different numbers of it.
+    `transformers` looks for the end token instead, and refuses a batch whose rows have different numbers of
+    it.
     """
     start_B1 = torch.full_like(input_ids[:, :1], model.config.decoder_start_token_id)
     states_BLD = model.model(

@@ -331,8 +331,7 @@ def _is_regression(cells: Sequence[Any]) -> bool:
 
 
 def _room(look: Look, words: int) -> int:
-    """A power of two that holds so many words at 1.5 tokens each, from 32 to 256; 128 where rows are packed.
-    """
+    """A power of two that holds so many words at 1.5 tokens each, from 32 to 256; 128 of packed rows."""
     if look.kind == "mlm":
         return 128
     return next((size for size in (32, 64, 128) if size >= 1.5 * words + 3), 256)

@@ -118,7 +118,7 @@ def test_a_bart_learns_from_what_its_teacher_writes(choose: str, tmp_path: Path)
     config = text_config(
         tmp_path,
         "bart",
-        task={**TASK, "prefix": "ba ", "max_target": 6},
+        task={**TASK, "prefix": "ba ", "max_target": 6, "edits": choose == "nearest"},
         distill=distill,
         teacher={"use": "pretrained", "path": "base", "allow_weak": True},
         student={"use": "seq2seq", "encoder_layers": 1, "decoder_layers": 1, "width": 8, "heads": 1},
@@ -130,6 +130,7 @@ def test_a_bart_learns_from_what_its_teacher_writes(choose: str, tmp_path: Path)
     assert all(len(text.split()) <= 6 for beam in beams for text in beam)
     assert (folder / "student" / "texts.json").is_file()
     scores = json.loads((folder / "student" / "scores.json").read_text())["scores"]
+    assert ("edit_f05" in scores) == (choose == "nearest")
     again = pipeline.run(config, until="student", progress="quiet").path
     assert json.loads((again / "student" / "scores.json").read_text())["scores"] == scores
     pipeline.run(config, overrides=["seed=9"], until="student", progress="quiet")

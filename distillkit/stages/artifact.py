@@ -32,7 +32,7 @@ from distillkit.flops import flops_per_example
 from distillkit.model import FixedTeacher, LearningTeacherSource, Student, Teacher, TextStudent
 from distillkit.settings import TaskSettings
 from distillkit.stages.job import PEERS, Job, Save
-from distillkit.stages.texts import wanted, writing
+from distillkit.stages.texts import corrected, wanted, writing
 from distillkit.stages.together import beside
 from distillkit.text_metrics import score_texts
 from distillkit.types import Batch, Want
@@ -159,8 +159,11 @@ def _texts(job: Job) -> Texts | None:
     """How models write, where the task is to."""
     if job.task.labels.kind != "text_to_text":
         return None
-    right, seed = wanted(job), job.config.seed
-    return Texts(writing(job), lambda tokens: score_texts(right, spelled(tokens, job.tokenizer), seed=seed))
+    right, sources, seed = wanted(job), corrected(job), job.config.seed
+    return Texts(
+        writing(job),
+        lambda tokens: score_texts(right, spelled(tokens, job.tokenizer), sources=sources, seed=seed),
+    )
 
 
 def _variant(job: Job, role: Role, backend: Backend, folder: Path, samples: Encoded) -> Variant:
