@@ -167,7 +167,7 @@ class RecurrentWriter(TextStudent):
             nn.LSTMCell(width if layer else first, width) for layer in range(sizes.decoder_layers)
         )
         self.score = SCORES[sizes.attention](width)
-        self.window = Window(width, sizes.window) if sizes.window else None
+        self.window = Window(width) if sizes.window else None
         self.join = nn.Linear(2 * width, width, bias=False)
         self.output = nn.Linear(width, sizes.rows, bias=False)
         self.dropout = nn.Dropout(sizes.dropout)
@@ -213,7 +213,7 @@ class RecurrentWriter(TextStudent):
         ends_BD = torch.cat(
             [states_BLD[..., :ahead].gather(1, last_B11)[:, 0], states_BLD[:, 0, ahead:]], dim=-1
         )
-        cells = torch.tanh(self.begin(ends_BD)).split(self.sizes.width, dim=-1)
+        cells = torch.tanh(self.begin(ends_BD)).chunk(2 * self.sizes.decoder_layers, dim=-1)
         return (*cells, torch.zeros_like(ends_BD)) if self.sizes.feeding else tuple(cells)
 
     def step(self, embedded_RD: Tensor, memory: Memory, state: State) -> tuple[list[Tensor], State]:
@@ -325,9 +325,8 @@ SCORES: Mapping[Alignment, type[Dot] | type[Concat]] = {"dot": Dot, "general": G
 class Window(nn.Module):
     """Where a window lies: S * sigmoid(v . tanh(W h)) of a source of S tokens (local-p, equation 9)."""
 
-    def __init__(self, width: int, half: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.half = half
         self.inner = nn.Linear(width, width, bias=False)
         self.vector = nn.Linear(width, 1, bias=False)
 

@@ -23,7 +23,7 @@ from distillkit.objectives.noise import (
     Vocabulary,
 )
 from distillkit.objectives.pairs import Rebuilding
-from distillkit.settings import Count, FinetuneSettings, Fraction, Positive, PretrainSettings
+from distillkit.settings import Count, FinetuneSettings, Fraction, Positive, PretrainSettings, TaskKind
 from distillkit.teachers.denoisers import DenoiserHere
 from distillkit.teachers.encoders import shape_of
 
@@ -73,7 +73,7 @@ class Bart(DenoiserHere):
         finetune: Training on the task.
     """
 
-    kinds = ("classification", "regression", "text_to_text")
+    kinds: tuple[TaskKind, ...] = ("classification", "regression", "text_to_text")
 
     def __init__(
         self,

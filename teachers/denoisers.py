@@ -14,13 +14,13 @@ from distillkit.encoder_decoder import EncoderDecoder
 from distillkit.errors import ConfigError
 from distillkit.model import Student, TrainableTeacherSource
 from distillkit.opening import open_model
-from distillkit.settings import FinetuneSettings, Labels, PretrainSettings
+from distillkit.settings import FinetuneSettings, Labels, PretrainSettings, TaskKind
 
 
 class DenoiserHere(TrainableTeacherSource):
     """An encoder-decoder of `transformers`, pretrained where `pretrain` is set, fine-tuned on the task."""
 
-    kinds = ("text_to_text",)
+    kinds: tuple[TaskKind, ...] = ("text_to_text",)
 
     def __init__(
         self, *, positions: int, pretrain: PretrainSettings | None, finetune: FinetuneSettings

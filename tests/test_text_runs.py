@@ -276,3 +276,22 @@ def test_spelling_is_learned_and_half_a_decoder_keeps_most_of_it(tmp_path: Path)
             assert both[0] == pytest.approx(both[1], abs=0.01)
     taught, learned = (one.metrics["exact_match"].value for one in (facts.teacher, facts.student))
     assert taught > 0.8 and learned > 0.9 * taught
+
+
+@pytest.mark.slow
+def test_a_recurrent_student_is_taught_exported_timed_and_described(tmp_path: Path) -> None:
+    """It is measured in the run's own process where PyTorch runs it, and its card shows no transformers."""
+    tinytexts.write_rows(tmp_path)
+    student = {"use": "rnn_seq2seq", "width": 24, "window": 2, "dropout": 0.0}
+    bench = {**CONFIG["bench"], "batch": [1], "new_tokens": 4}
+    folder, facts = run(text_config(tmp_path, student=student, bench=bench))
+    assert {row.status for row in facts.bench} == {"ok"} and len(facts.bench) == 4
+    for row in facts.bench:
+        judged = {"teacher": facts.teacher, "student": facts.student}[row.role]
+        assert row.metrics["chrf"].value == pytest.approx(judged.metrics["chrf"].value, rel=1e-3), row.name
+        assert all(cell.tokens_per_s and cell.first_ms and cell.first_ms < cell.p50_ms for cell in row.cells)
+    rows = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
+    texts = json.loads((folder / "student" / "texts.json").read_text())
+    (snippet,) = snippets((folder / "student" / "README.md").read_text())
+    for row, text in list(zip(rows, texts, strict=True))[:3]:
+        assert printed(snippet, folder / "export", row["source"]) == [text]
