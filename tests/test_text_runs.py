@@ -228,9 +228,12 @@ def test_members_of_other_tokenizers_are_refused(tmp_path: Path) -> None:
         pipeline.run(config, until="student", progress="quiet")
 
 
-def test_a_plan_counts_both_stacks_and_shows_what_is_compared(tmp_path: Path) -> None:
+@pytest.mark.parametrize("student", [STUDENT, {"use": "rnn_seq2seq", "width": 32}], ids=lambda one: one["use"])
+def test_a_plan_counts_both_stacks_and_shows_what_is_compared(
+    student: dict[str, Any], tmp_path: Path
+) -> None:
     tinytexts.write_rows(tmp_path, 40)
-    loaded = recipe.load(text_config(tmp_path), [], components=catalog.components)
+    loaded = recipe.load(text_config(tmp_path, student=student), [], components=catalog.components)
     plan = planning.plan(loaded)
     lines = {line.loss: line for line in plan.layer_map}
     assert lines["written"].student == "decoder state 1 of 1, 32 wide"
