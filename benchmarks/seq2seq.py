@@ -10,6 +10,7 @@ ones:
 
     alone     the targets of the labelled rows
     word      + the teacher's scores after each prefix of them (word level)
+    trusted   the same, but only where its likeliest token is the target's
     sequence  the teacher's texts for these sources in the place of the targets (sequence level)
     both      + its scores after each prefix of its texts
     more      both, for the sources without a target too, so that each row comes less often
@@ -122,11 +123,15 @@ TASKS = {
     ),
 }
 GOLD = {"gold": {"use": "gold"}}
-WORD = {"gold": {"use": "gold", "weight": 0.5}, "kd": {"use": "logits", "temperature": 1.0, "weight": 0.5}}
+WORD: dict[str, dict[str, Any]] = {
+    "gold": {"use": "gold", "weight": 0.5},
+    "kd": {"use": "logits", "temperature": 1.0, "weight": 0.5},
+}
 WRITTEN = {"beams": 4}
 ARMS: dict[str, dict[str, Any]] = {
     "alone": {"losses": GOLD},
     "word": {"losses": WORD},
+    "trusted": {"losses": {**WORD, "kd": {**WORD["kd"], "trust": "right"}}},
     "sequence": {"losses": GOLD, "written": WRITTEN},
     "both": {"losses": WORD, "written": WRITTEN},
     "more": {"losses": WORD, "written": WRITTEN},
@@ -277,8 +282,8 @@ def measure(cell: Cell) -> dict[str, Any]:
     }
     if timed:
         found["speed"] = speed(folder)
-    if more:
-        found["right"] = right(cell.task, folder)
+    if "written" in phase:
+        found["right"] = right(cell.task, folder, more=more)
     return {**found, "seconds": time.monotonic() - start}
 
 
@@ -296,9 +301,9 @@ def speed(folder: Path) -> dict[str, Any]:
     return found
 
 
-def right(task: str, folder: Path) -> dict[str, float]:
-    """How often the teacher's best text is the target: of the rows that it was trained on, and of those whose
-    target nobody was told.
+def right(task: str, folder: Path, *, more: bool) -> dict[str, float]:
+    """How often the teacher's best text is the target: of the rows that it was trained on, and where it wrote
+    for more, of those whose target nobody was told.
     """
     study = TASKS[task]
     labelled, _, hidden = parts(task)
@@ -308,12 +313,14 @@ def right(task: str, folder: Path) -> dict[str, float]:
         key = part.name.rsplit("-", 1)[0]
         lines = (part / "texts.jsonl").read_text(encoding="utf-8").splitlines()
         kept.setdefault(key, []).extend(json.loads(line)[0] for line in lines)
-    texts = next(one for one in kept.values() if len(one) == study.labelled + study.unlabelled)
+    count = study.labelled + (study.unlabelled if more else 0)
+    texts = next(one for one in kept.values() if len(one) == count)
     pairs = {
         "labelled": zip(wanted, texts, strict=False),
         "others": zip(hidden, texts[len(wanted) :], strict=True),
     }
-    return {name: float(np.mean([one == other for one, other in both])) for name, both in pairs.items()}
+    equal = {name: [one == other for one, other in both] for name, both in pairs.items()}
+    return {name: float(np.mean(same)) for name, same in equal.items() if same}
 
 
 Found = Mapping[Cell, Mapping[str, Any]]
@@ -414,9 +421,12 @@ def speeds(found: Found) -> list[str]:
 def knowledge(found: Found) -> list[str]:
     """How often the teacher's texts are the targets."""
     lines = ["| task | on rows that it was trained on | on sources without a target |", "|---|---|---|"]
-    told = {cell.task: one["right"] for cell, one in found.items() if "right" in one}
-    for task, one in told.items():
-        lines.append(f"| {task} | {one['labelled']:.3f} | {one['others']:.3f} |")
+    told: dict[str, dict[str, float]] = {}
+    for cell, one in found.items():
+        told.setdefault(cell.task, {}).update(one.get("right", {}))
+    for task, shares in told.items():
+        columns = [f"{shares[name]:.3f}" if name in shares else "-" for name in ("labelled", "others")]
+        lines.append(f"| {task} | {' | '.join(columns)} |")
     return lines
 
 

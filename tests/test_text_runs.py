@@ -228,7 +228,9 @@ def test_members_of_other_tokenizers_are_refused(tmp_path: Path) -> None:
         pipeline.run(config, until="student", progress="quiet")
 
 
-@pytest.mark.parametrize("student", [STUDENT, {"use": "rnn_seq2seq", "width": 32}], ids=lambda one: one["use"])
+@pytest.mark.parametrize(
+    "student", [STUDENT, {"use": "rnn_seq2seq", "width": 32}], ids=lambda one: one["use"]
+)
 def test_a_plan_counts_both_stacks_and_shows_what_is_compared(
     student: dict[str, Any], tmp_path: Path
 ) -> None:
