@@ -122,6 +122,7 @@ def stage_digests(
     losses = [_code(loss) for stack in stacks for loss in stack.terms.values()]
     judged = [task.digest, config.task.max_length, config.task.metric, config.seed]
     judged += [one.generation for one in config.task.single.values() if one.generation is not None]
+    judged += ["edits" for one in config.task.single.values() if one.edits]
     objects = [object_key(given.get(name)) for name in ("student", "losses")]
     rounded = [_rounded(*pair) for pair in zip(config.phases, stacks, strict=True)]
     chain: dict[str, str] = {}

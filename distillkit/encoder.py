@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.models.xlnet.modeling_xlnet import XLNetRelativeAttention
 
 from distillkit.errors import DivergedError, ModelError, SecurityError
-from distillkit.heads import HEADS, Head, head_of
+from distillkit.heads import HEADS, Head, TokenHead, final_token, head_of
 from distillkit.model import Student
 from distillkit.settings import Labels
 from distillkit.types import Access, Batch, Outputs, Projections, Spec, Swap, Want
@@ -46,6 +46,10 @@ _CAUSAL = ("gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "bloom", "codegen", "ll
 """Families whose tokens see only those before them."""
 _LENGTH_FIRST = ("xlnet",)
 """Families whose blocks take and give states `[L, B, D]`."""
+_BOTH_STACKS = ("bart",)
+"""Families of an encoder and a decoder that answer whole examples, reading them with both. What they show is
+their encoder; the decoder belongs to the head.
+"""
 _IMPLEMENTATION = "_implementation"
 """A key that holds this names a kernel, which `transformers` may fetch and import."""
 _BUILT_IN = (None, True, False, "eager", "sdpa")
@@ -60,6 +64,7 @@ class Encoder(Student):
 
     def __init__(self, model: PreTrainedModel, head: Head = HEADS["classification"]) -> None:
         super().__init__()
+        _check_head(model.config, head)
         self.model, self.head = model, head
         self.spec = replace(spec_of(model.config), num_labels=head.num_labels(model.config))
         _check_end(self.spec, model.config)
@@ -123,6 +128,7 @@ class Encoder(Student):
         model = copy.deepcopy(self.model).eval()
         model.set_attn_implementation("eager")
         kind = ExportableXLNet if self.length_first else ExportableEncoder
+        kind = ExportableBart if model.config.is_encoder_decoder else kind
         return kind(
             model,
             tuple(
@@ -167,6 +173,15 @@ class ExportableEncoder(nn.Module):
         return logits
 
 
+class ExportableBart(ExportableEncoder):
+    """The same of a model that reads a text with both stacks."""
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        return final_token(self.model, input_ids, attention_mask)
+
+
 class ExportableXLNet(ExportableEncoder):
     """The same of an XLNet. As `transformers` writes them, torch's exporter follows neither its mask of whole
     numbers nor the shift of its scores.
@@ -209,9 +224,10 @@ def by_depth(model: nn.Module, blocks: Sequence[nn.Module]) -> list[list[nn.Para
 
 
 def spec_of(config: PretrainedConfig) -> Spec:
-    """Sizes of any encoder, through optimum's normalised configs. Raises ModelError for an
-    encoder-decoder."""
-    if config.is_encoder_decoder:
+    """Sizes of any encoder, through optimum's normalised configs. Raises ModelError for an encoder-decoder
+    that answers no whole examples.
+    """
+    if config.is_encoder_decoder and config.model_type not in _BOTH_STACKS:
         raise ModelError(f"{config.model_type!r} is an encoder-decoder; this needs an encoder", where="model")
     try:
         names = names_of(config)
@@ -226,7 +242,14 @@ def spec_of(config: PretrainedConfig) -> Spec:
     ffn = next(
         (
             values[name]
-            for name in ("intermediate_size", "hidden_dim", "ffn_dim", "d_inner", "n_inner")
+            for name in (
+                "intermediate_size",
+                "hidden_dim",
+                "ffn_dim",
+                "encoder_ffn_dim",
+                "d_inner",
+                "n_inner",
+            )
             if isinstance(values.get(name), int)
         ),
         4 * width,
@@ -514,6 +537,16 @@ def _check_end(spec: Spec, config: PretrainedConfig) -> None:
             f"the config of this {config.model_type!r} names no padding token, behind which no text goes on",
             where="config.json",
             hint="set pad_token_id to its tokenizer's",
+        )
+
+
+def _check_head(config: PretrainedConfig, head: Head) -> None:
+    """Raises ModelError where an encoder-decoder is asked for words or masked tokens."""
+    if config.is_encoder_decoder and isinstance(head, TokenHead):
+        raise ModelError(
+            f"a {config.model_type!r} reads a text with both stacks and answers it as a whole",
+            where="model",
+            hint="kinds classification, regression and text_to_text; take an encoder for tokens",
         )
 
 

@@ -13,23 +13,14 @@ Shapes: B examples, L tokens of the source, T of the target, N answers, V vocabu
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForSeq2SeqLM,
-    BartConfig,
-    GenerationConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    T5Config,
-)
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from distillkit.encoder import (
@@ -43,186 +34,15 @@ from distillkit.encoder import (
     read_input,
 )
 from distillkit.errors import ModelError
-from distillkit.model import Student, Writer
+from distillkit.families import FAMILIES, Family
+from distillkit.model import Graphs, TextStudent
 from distillkit.settings import GenerationSettings, Labels
 from distillkit.types import TARGET_IDS, Access, Batch, Outputs, Spec, Swap, Want
 
 _SUFFIX = "ForConditionalGeneration"
-RELATIVE_POSITIONS = 2048
-"""Longest input of a model without positions of its own, which has no limit but memory."""
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What a student may have less of than its teacher."""
-
-    encoder_layers: int
-    decoder_layers: int
-    width: int
-    heads: int
-    ffn: int
-
-
-@dataclass(frozen=True)
-class Cross:
-    """What a decoder block reads of the encoder: its key and value maps and the size of a head."""
-
-    key: nn.Module
-    value: nn.Module
-    heads: int
-    head_dim: int
-
-
-class Family(ABC):
-    """What differs between the architectures."""
-
-    types: tuple[str, ...]
-    """Names that configs have in `model_type`."""
-
-    @abstractmethod
-    def sizes(self, config: PretrainedConfig) -> Sizes:
-        """Raises ModelError where the two stacks do not have one width, heads and inner size."""
-
-    @abstractmethod
-    def set_sizes(self, config: PretrainedConfig, sizes: Sizes, dropout: float) -> None:
-        """Write the sizes into a config."""
-
-    @abstractmethod
-    def new(self, *, vocab_size: int, max_length: int, pad_id: int, end_id: int) -> PretrainedConfig:
-        """A config of the family for a vocabulary, in whatever sizes."""
-
-    @abstractmethod
-    def max_length(self, config: PretrainedConfig) -> int:
-        """Longest source or target."""
-
-    @abstractmethod
-    def stacks(self, model: Any) -> tuple[nn.ModuleList, nn.ModuleList]:
-        """The encoder's blocks and the decoder's."""
-
-    @abstractmethod
-    def cross(self, block: Any) -> Cross:
-        """Of a block of the decoder."""
-
-    @abstractmethod
-    def logits(self, model: Any, states: Tensor) -> Tensor:
-        """From the decoder's states to scores of every entry."""
-
-    def shared_between_blocks(self, name: str) -> bool:
-        """Whether a weight of a stack's first block serves all of its blocks."""
-        return False
-
-
-class T5(Family):
-    """T5 (Raffel et al. 2020), and its version 1.1 with gated feed-forward parts."""
-
-    types = ("t5",)
-
-    def sizes(self, config: PretrainedConfig) -> Sizes:
-        return Sizes(
-            config.num_layers, config.num_decoder_layers, config.d_model, config.num_heads, config.d_ff
-        )
-
-    def set_sizes(self, config: PretrainedConfig, sizes: Sizes, dropout: float) -> None:
-        if (sizes.width, sizes.heads) != (config.d_model, config.num_heads):
-            config.d_kv = max(1, sizes.width // sizes.heads)
-        config.num_layers, config.num_decoder_layers = sizes.encoder_layers, sizes.decoder_layers
-        config.d_model, config.num_heads, config.d_ff = sizes.width, sizes.heads, sizes.ffn
-        config.dropout_rate = dropout
-
-    def new(self, *, vocab_size: int, max_length: int, pad_id: int, end_id: int) -> PretrainedConfig:
-        return T5Config(
-            vocab_size=vocab_size, pad_token_id=pad_id, eos_token_id=end_id, decoder_start_token_id=pad_id
-        )
-
-    def max_length(self, config: PretrainedConfig) -> int:
-        return RELATIVE_POSITIONS
-
-    def stacks(self, model: Any) -> tuple[nn.ModuleList, nn.ModuleList]:
-        return model.encoder.block, model.decoder.block
-
-    def cross(self, block: Any) -> Cross:
-        attention = block.layer[1].EncDecAttention
-        return Cross(attention.k, attention.v, attention.n_heads, attention.key_value_proj_dim)
-
-    def logits(self, model: Any, states: Tensor) -> Tensor:
-        scaled = states * model.model_dim**-0.5 if model.config.scale_decoder_outputs else states
-        scores: Tensor = model.lm_head(scaled)
-        return scores
-
-    def shared_between_blocks(self, name: str) -> bool:
-        return "relative_attention_bias" in name
-
-
-class MT5(T5):
-    """mT5 (Xue et al. 2021), which scales no scores."""
-
-    types = ("mt5",)
-
-    def logits(self, model: Any, states: Tensor) -> Tensor:
-        scores: Tensor = model.lm_head(states)
-        return scores
-
-
-class Bart(Family):
-    """BART (Lewis et al. 2020)."""
-
-    types = ("bart",)
-
-    def sizes(self, config: PretrainedConfig) -> Sizes:
-        pairs = {
-            "attention heads": (config.encoder_attention_heads, config.decoder_attention_heads),
-            "inner sizes": (config.encoder_ffn_dim, config.decoder_ffn_dim),
-        }
-        for what, (encoder, decoder) in pairs.items():
-            if encoder != decoder:
-                raise ModelError(
-                    f"encoder and decoder have different {what}, {encoder} and {decoder}", where="model"
-                )
-        return Sizes(
-            config.encoder_layers,
-            config.decoder_layers,
-            config.d_model,
-            config.encoder_attention_heads,
-            config.encoder_ffn_dim,
-        )
-
-    def set_sizes(self, config: PretrainedConfig, sizes: Sizes, dropout: float) -> None:
-        config.encoder_layers, config.decoder_layers = sizes.encoder_layers, sizes.decoder_layers
-        config.d_model = sizes.width
-        config.encoder_attention_heads = config.decoder_attention_heads = sizes.heads
-        config.encoder_ffn_dim = config.decoder_ffn_dim = sizes.ffn
-        config.dropout, config.attention_dropout, config.activation_dropout = dropout, dropout, 0.0
-        config.encoder_layerdrop = config.decoder_layerdrop = 0.0
-
-    def new(self, *, vocab_size: int, max_length: int, pad_id: int, end_id: int) -> PretrainedConfig:
-        return BartConfig(
-            vocab_size=vocab_size,
-            max_position_embeddings=max_length,
-            pad_token_id=pad_id,
-            eos_token_id=end_id,
-            decoder_start_token_id=end_id,
-            forced_eos_token_id=None,
-        )
-
-    def max_length(self, config: PretrainedConfig) -> int:
-        return int(config.max_position_embeddings)
-
-    def stacks(self, model: Any) -> tuple[nn.ModuleList, nn.ModuleList]:
-        return model.model.encoder.layers, model.model.decoder.layers
-
-    def cross(self, block: Any) -> Cross:
-        attention = block.encoder_attn
-        return Cross(attention.k_proj, attention.v_proj, attention.num_heads, attention.head_dim)
-
-    def logits(self, model: Any, states: Tensor) -> Tensor:
-        scores: Tensor = model.lm_head(states) + model.final_logits_bias
-        return scores
-
-
-FAMILIES: Mapping[str, Family] = {name: family for family in (T5(), MT5(), Bart()) for name in family.types}
-
-
-class EncoderDecoder(Student, Writer):
+class EncoderDecoder(TextStudent):
     """A model of `transformers` that writes text (`*ForConditionalGeneration`). Logits are fp32 `[N, V]`, a
     row for each real token of the targets (for every one, where a batch does not say which are real).
     """
@@ -239,10 +59,6 @@ class EncoderDecoder(Student, Writer):
             pad_token_id=model.config.pad_token_id,
         )
         self.encoder_blocks, self.decoder_blocks = self.family.stacks(model)
-
-    @property
-    def writer(self) -> Writer:
-        return self
 
     @property
     def own_output(self) -> bool:
@@ -314,9 +130,17 @@ class EncoderDecoder(Student, Writer):
         texts = [until_end(row, self.end_id) for row in written[:, 1:].tolist()]
         return [texts[start : start + how.beams] for start in range(0, len(texts), how.beams)]
 
-    def exportable(self) -> nn.Module:
-        """Raises NotImplementedError: it is two graphs (`distillkit.export.writing`)."""
-        raise NotImplementedError("an encoder-decoder is exported as an encoder and a decoder")
+    def graphs(self) -> Graphs:
+        """With attention that can be traced."""
+        model = eager(self)
+        blocks = range(self.spec.decoder_layers)
+        cross, past = (
+            tuple(f"{what}.{block}.{part}" for block in blocks for part in ("key", "value"))
+            for what in ("cross", "past")
+        )
+        return Graphs(
+            CrossEncoder(model).eval(), StepDecoder(model).eval(), cross, past, length=2, grows=True
+        )
 
     def save(self, folder: Path, labels: Labels) -> None:
         """A Hugging Face folder: config.json, generation_config.json, model.safetensors."""
@@ -342,6 +166,55 @@ class EncoderDecoder(Student, Writer):
         model, _ = load_weights(AutoModelForSeq2SeqLM, folder, config)
         check_weights(empty, folder)
         return cls(model)
+
+
+class CrossEncoder(nn.Module):
+    """From a source to the keys and values that each block of the decoder reads of it, `[B, H, L, D / H]`."""
+
+    def __init__(self, model: EncoderDecoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        told = self.model.model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)
+        states = told.last_hidden_state
+        found = []
+        for block in self.model.decoder_blocks:
+            cross = self.model.family.cross(block)
+            for part in (cross.key, cross.value):
+                B, L, _ = states.shape
+                found.append(part(states).view(B, L, cross.heads, cross.head_dim).transpose(1, 2))
+        return tuple(found)
+
+
+class StepDecoder(nn.Module):
+    """New tokens `[B, T]` after a past: logits `[B, T, V]` and the longer past, keys and values in turn."""
+
+    def __init__(self, model: EncoderDecoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, cross: Sequence[Tensor], past: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        written, read = DynamicCache(), DynamicCache()
+        memory = EncoderDecoderCache(written, read)
+        for block in range(len(cross) // 2):
+            written.update(past[2 * block], past[2 * block + 1], block)
+            read.update(cross[2 * block], cross[2 * block + 1], block)
+            memory.is_updated[block] = True
+        # of the states only the shape is looked at: their keys and values are there
+        shape = cross[0].transpose(1, 2).flatten(2)
+        told = self.model.model.get_decoder()(
+            input_ids=input_ids,
+            encoder_hidden_states=shape,
+            encoder_attention_mask=attention_mask,
+            past_key_values=memory,
+            use_cache=True,
+        )
+        logits = self.model.family.logits(self.model.model, told.last_hidden_state)
+        layers = told.past_key_values.self_attention_cache.layers
+        return (logits, *(part for layer in layers for part in (layer.keys, layer.values)))
 
 
 def family_of(config: PretrainedConfig, *, where: str = "model") -> Family:

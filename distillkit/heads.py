@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import (
     AutoModelForMaskedLM,
@@ -62,8 +63,30 @@ class ExampleHead(Head):
         return int(config.num_labels)
 
     def logits(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        if model.config.is_encoder_decoder:
+            return final_token(model, **inputs)
         logits: Tensor = model(**inputs, return_dict=True).logits
         return logits
+
+
+def final_token(model: Any, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """`[B, V]` what an encoder-decoder answers that reads the same text with both stacks, from the decoder's
+    state at the last token, which has seen all others (Lewis et al. 2020, section 3.1).
+
+    `transformers` looks for the end token instead, and refuses a batch whose rows have different numbers of
+    it.
+    """
+    start_B1 = torch.full_like(input_ids[:, :1], model.config.decoder_start_token_id)
+    states_BLD = model.model(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        decoder_input_ids=torch.cat([start_B1, input_ids[:, :-1]], dim=1),
+        use_cache=False,
+    ).last_hidden_state
+    real_BL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    last_B11 = (real_BL.sum(dim=1) - 1)[:, None, None].expand(-1, 1, states_BLD.shape[-1])
+    logits: Tensor = model.classification_head(states_BLD.gather(1, last_B11)[:, 0])
+    return logits
 
 
 class TokenHead(Head):

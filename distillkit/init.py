@@ -26,6 +26,17 @@ from distillkit.schema import json_schema
 
 SCHEMA_FILE = "distillkit.schema.json"
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "score", "y")
+_PAIRS = (
+    ("source", "target"),
+    ("input", "output"),
+    ("input", "target"),
+    ("document", "summary"),
+    ("article", "summary"),
+    ("text", "summary"),
+    ("prompt", "completion"),
+    ("instruction", "response"),
+)
+"""Names of a column of texts and one of the texts that are written for them."""
 _NUMBERING = ("id", "idx", "index", "row")
 MOST_CLASSES, WORDS = 200, 3.0
 _DELIMITERS = (";", "\t", "|", ":")
@@ -44,6 +55,7 @@ class Look:
     longest_words: int
     delimiter: str | None
     sources: dict[str, Path]
+    longest_target: int = 0
 
 
 def write_config(data: Path, output: Path) -> str:
@@ -80,6 +92,8 @@ def look_at(data: Path) -> Look:
     table = read_table(path, names, delimiter=delimiter, skip=True, lists=True)
     if lists := _lists(table.columns):
         return _words_and_tags(table, lists, sources)
+    if pair := _pair(table.columns):
+        return _texts_for_texts(table, pair, delimiter, sources)
     text, label = _roles(path, table.columns)
     classes = tuple(dict.fromkeys(str(cell) for cell in table.columns[label]))
     kind = "regression" if _is_regression(table.columns[label]) else "classification"
@@ -111,7 +125,12 @@ def render(look: Look, output: Path) -> str:
         *([f"  text: {text if len(look.text) == 1 else f'[{text}]'}"] if look.text else []),
         *([f"  label: {_quoted(look.label)}"] if look.label else []),
         *([f"  delimiter: {json.dumps(look.delimiter)}"] if look.delimiter else []),
-        f"  max_length: {_max_length(look)}        # tokens; {_LONGER.get(look.kind, _CUT)}",
+        f"  max_length: {_room(look, look.longest_words)}        # tokens; {_LONGER.get(look.kind, _CUT)}",
+        *(
+            [f"  max_target: {_room(look, look.longest_target)}        # tokens of a target"]
+            if look.longest_target
+            else []
+        ),
         "",
         *(line.replace("CORPUS", _quoted(found["train"])) for line in _REST[look.kind]),
         "",
@@ -168,11 +187,32 @@ _CORPUS_MODELS = (
     "    soft: {use: logits, weight: 5, temperature: 2}   # what the teacher thinks of every token",
     "    states: {use: hidden_cosine, weight: 1}          # how the teacher sees every token",
 )
+_TEXT_MODELS = (
+    "teacher:",
+    "  use: t5                # or: {use: pretrained, path: folder-of-a-t5-or-bart, finetune: {}}",
+    "  size: mini             # tiny, mini, small, base",
+    "  # pretrain:            # first learn the language from text of your own: worth far more than epochs",
+    "  #   corpus: corpus.txt # a blank line between documents; also .jsonl, a folder, builtin:NAME",
+    "  #   steps: 5000",
+    "  finetune: {epochs: 10, optimizer: {lr: 1.0e-3}}",
+    "",
+    "student:",
+    "  use: seq2seq           # its decoder, which runs once a token, is half as deep as the teacher's",
+    "  initialise: {from: teacher}",
+    "",
+    "distill:",
+    "  epochs: 3",
+    "  # written: {beams: 5}  # train on texts that the teacher writes, in the place of the targets",
+    "  losses:                # all are added up; `distillkit list losses` shows what there is",
+    "    gold: {use: gold, weight: 0.5}                   # the targets of the data",
+    "    soft: {use: logits, weight: 0.5, temperature: 1} # what the teacher thinks of every next token",
+)
 _REST: Mapping[str, Sequence[str]] = {
     "classification": (*_MODELS, *_CLASS_LOSSES),
     "token_classification": (*_MODELS, *_CLASS_LOSSES),
     "regression": (*_MODELS, *_NUMBER_LOSSES),
     "mlm": _CORPUS_MODELS,
+    "text_to_text": _TEXT_MODELS,
 }
 
 
@@ -180,9 +220,11 @@ def _said(look: Look) -> str:
     """What was found, in words."""
     if look.kind == "mlm":
         return f"mlm on a corpus of {look.rows} documents"
-    what = {"regression": "a number", "token_classification": f"{len(look.classes)} tags"}.get(
-        look.kind, f"{len(look.classes)} classes"
-    )
+    what = {
+        "regression": "a number",
+        "text_to_text": "a text",
+        "token_classification": f"{len(look.classes)} tags",
+    }.get(look.kind, f"{len(look.classes)} classes")
     columns = " and ".join(map(repr, look.text))
     return f"{look.kind} of {columns} into {what} ({look.label!r}), {look.rows} rows"
 
@@ -211,6 +253,30 @@ def _words_and_tags(table: Table, lists: Sequence[str], sources: dict[str, Path]
     names = tuple(dict.fromkeys(tag for cell in table.columns[tags] for tag in cell))
     longest = max(map(len, table.columns[words]))
     return Look("token_classification", (words,), tags, names, len(table.lines), longest, None, sources)
+
+
+def _pair(columns: Mapping[str, list[Any]]) -> tuple[str, str] | None:
+    """A column of texts and one of the texts that are written for them, by their names; classes and numbers
+    are none.
+    """
+    texts = [name for name, cells in columns.items() if all(isinstance(cell, str) for cell in cells)]
+    named = {name.lower(): name for name in texts}
+    for first, second in _PAIRS:
+        if first in named and second in named:
+            answers = columns[named[second]]
+            if not (_is_class(answers) or _is_regression(answers)):
+                return named[first], named[second]
+    return None
+
+
+def _texts_for_texts(
+    table: Table, pair: tuple[str, str], delimiter: str | None, sources: dict[str, Path]
+) -> Look:
+    source, target = pair
+    words = [max(len(cell.split()) for cell in table.columns[name]) for name in pair]
+    return Look(
+        "text_to_text", (source,), target, (), len(table.lines), words[0], delimiter, sources, words[1]
+    )
 
 
 def _delimiter(path: Path) -> str | None:
@@ -264,13 +330,11 @@ def _is_regression(cells: Sequence[Any]) -> bool:
     return not whole or len(set(numbers)) > MOST_CLASSES
 
 
-def _max_length(look: Look) -> int:
-    """A power of two that holds the longest row at 1.5 tokens a word, from 32 to 256; 128 where rows are
-    packed.
-    """
+def _room(look: Look, words: int) -> int:
+    """A power of two that holds so many words at 1.5 tokens each, from 32 to 256; 128 of packed rows."""
     if look.kind == "mlm":
         return 128
-    return next((size for size in (32, 64, 128) if size >= 1.5 * look.longest_words + 3), 256)
+    return next((size for size in (32, 64, 128) if size >= 1.5 * words + 3), 256)
 
 
 def _quoted(text: str) -> str:

@@ -157,6 +157,49 @@ class Student(nn.Module, ABC):
         return self.outputs(batch, want=want)
 
 
+@dataclass(frozen=True)
+class Graphs:
+    """A model that writes, as two modules without branches on values (`distillkit.export.decoding`).
+
+    encoder: from input_ids and attention_mask `[B, L]` to a tensor for each name of `cross`, what is read of
+        a source, and where the past is a state that a source begins, one for each of `past` behind them.
+    decoder: from input_ids (new tokens `[B, T]`), attention_mask, a list of what is read and a list of the
+        past to the logits `[B, T, V]` and the longer past.
+    length: the dimension of what is read along which it is as long as the source.
+    grows: whether the past is keys and values, which begin empty and grow along `length` by any number of new
+        tokens; else it is a state, and one token is new.
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    cross: tuple[str, ...]
+    past: tuple[str, ...]
+    length: int
+    grows: bool
+
+
+class TextStudent(Student, Writer):
+    """Writes texts. Its logits are fp32 `[N, V]`, a row for each real token of the targets.
+
+    start_id: the token that a target begins after; end_id: the one that ends it.
+    """
+
+    start_id: int
+    end_id: int
+
+    @property
+    def writer(self) -> Writer:
+        return self
+
+    @abstractmethod
+    def graphs(self) -> Graphs:
+        """Copies on the CPU in eval mode, as they are exported."""
+
+    def exportable(self) -> nn.Module:
+        """Raises NotImplementedError: it is two graphs."""
+        raise NotImplementedError("what writes texts is exported as an encoder and a decoder")
+
+
 class FixedTeacher(Teacher):
     """A trained Student as a Teacher: eval mode, no gradient, whatever mode its model was left in."""
 

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig
 from distillkit import encoder, encoder_decoder
 from distillkit.encoder import Encoder, load_body, load_config, load_masked
 from distillkit.encoder_decoder import EncoderDecoder
+from distillkit.heads import HEADS
 from distillkit.model import Student
 from distillkit.settings import Labels, TaskKind
 from distillkit.types import Spec
@@ -80,4 +81,6 @@ def open_model(folder: Path) -> Student:
     """A whole model that was saved, whatever it answers. Errors as of `Encoder.load` and
     `EncoderDecoder.load`.
     """
-    return (EncoderDecoder if load_config(folder).is_encoder_decoder else Encoder).load(folder)
+    config = load_config(folder)
+    answers = (config.architectures or [""])[0].endswith(HEADS["classification"].suffix)
+    return (EncoderDecoder if config.is_encoder_decoder and not answers else Encoder).load(folder)

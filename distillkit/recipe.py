@@ -36,7 +36,7 @@ _METRICS = {
     "mlm": ("accuracy", "cross_entropy"),
     "text_to_text": ("accuracy", "cross_entropy"),
 }
-_OF_TEXTS = ("prefix", "max_target", "generation")
+_OF_TEXTS = ("prefix", "max_target", "generation", "edits")
 """Settings of a task whose answers are texts."""
 _NO_LABELS = ("regression", "mlm", "text_to_text")
 _NO_EXTRA_ROWS = ("token_classification", "mlm", "text_to_text")

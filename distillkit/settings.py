@@ -368,6 +368,11 @@ class TaskSettings(Section):
     generation: GenerationSettings | None = Field(
         default=None, description="how texts are written; default: greedily; text_to_text only"
     )
+    edits: bool = Field(
+        default=False,
+        description="a target is a corrected source: measure edits too (precision, recall, F0.5); "
+        "text_to_text only",
+    )
     metric: (
         Literal["accuracy", "macro_f1", "mcc", "pearson", "spearman", "entity_f1", "cross_entropy"] | None
     ) = Field(

@@ -1,5 +1,5 @@
-"""How near written texts come to the wanted ones: exact match, BLEU, chrF, ROUGE, as functions of sums over
-rows, so that their bootstrap needs no text. numpy only, no torch.
+"""How near written texts come to the wanted ones: exact match, BLEU, chrF, ROUGE, edits, as functions of sums
+over rows, so that their bootstrap needs no text. numpy only, no torch.
 
 All are shares from 0 to 1; BLEU and chrF times 100 are sacrebleu's corpus figures with its defaults (Post
 2018). BLEU of texts of fewer than four words each is 0, as it is there.
@@ -9,6 +9,7 @@ Shapes: n rows, R resamples, M models, K sums.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ from distillkit.metrics import Measured, interval, resample_sums
 Floats = NDArray[np.float64]
 
 WORD_ORDER, CHARACTER_ORDER = 4, 6
+EDIT_BETA2 = 0.25
+"""F0.5 counts precision twice as much as recall; squared."""
 _BETA2 = 4.0
 """chrF counts recall beta = 2 times as much as precision; squared."""
 _ENTITIES = (("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">"))
@@ -34,20 +37,31 @@ _WORD = re.compile(r"\w+")
 
 
 def score_texts(
-    wanted: Sequence[str], written: Sequence[str], *, seed: int, resamples: int = 1000
+    wanted: Sequence[str],
+    written: Sequence[str],
+    *,
+    sources: Sequence[str] = (),
+    seed: int,
+    resamples: int = 1000,
 ) -> dict[str, Measured]:
-    """Every metric with its 95 % bootstrap interval over rows."""
-    sums = text_sums(wanted, written)
+    """Every metric with its 95 % bootstrap interval over rows; with sources also those of edits."""
+    sums = text_sums(wanted, written, sources)
     plain = text_metrics(sums.sum(axis=0, keepdims=True))
     drawn = text_metrics(resample_sums(sums[None], seed=seed, resamples=resamples)[0])
     return {name: interval(float(plain[name][0]), drawn[name], len(sums)) for name in plain}
 
 
 def compare_texts(
-    wanted: Sequence[str], first: Sequence[str], second: Sequence[str], *, seed: int, resamples: int = 1000
+    wanted: Sequence[str],
+    first: Sequence[str],
+    second: Sequence[str],
+    *,
+    sources: Sequence[str] = (),
+    seed: int,
+    resamples: int = 1000,
 ) -> dict[str, Measured]:
     """Metrics of `first` minus those of `second`, with paired bootstrap intervals."""
-    sums_MnK = np.stack([text_sums(wanted, one) for one in (first, second)])
+    sums_MnK = np.stack([text_sums(wanted, one, sources) for one in (first, second)])
     plain = [text_metrics(sums.sum(axis=0, keepdims=True)) for sums in sums_MnK]
     drawn = [text_metrics(sums) for sums in resample_sums(sums_MnK, seed=seed, resamples=resamples)]
     return {
@@ -58,11 +72,14 @@ def compare_texts(
     }
 
 
-def text_sums(wanted: Sequence[str], written: Sequence[str]) -> Floats:
+def text_sums(wanted: Sequence[str], written: Sequence[str], sources: Sequence[str] = ()) -> Floats:
     """`[n, K]` what each row adds to the sums: that it is a row, whether it is exact, lengths and n-grams of
-    BLEU, n-grams of chrF, ROUGE-1, -2 and -L.
+    BLEU, n-grams of chrF, ROUGE-1, -2 and -L; with sources written, wanted and right edits of these.
     """
     rows = [list(_row(left, right)) for left, right in zip(wanted, written, strict=True)]
+    if sources:
+        triples = zip(rows, sources, wanted, written, strict=True)
+        rows = [[*row, *_edit_counts(*texts)] for row, *texts in triples]
     return np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
 
 
@@ -76,6 +93,39 @@ def text_metrics(sums_RK: Floats) -> dict[str, Floats]:
         "bleu": bleu_of(sums_RK[:, 2:bleu]),
         "chrf": chrf_of(sums_RK[:, bleu:chrf]),
         **{name: sums_RK[:, chrf + at] / rows_R for at, name in enumerate(("rouge1", "rouge2", "rouge_l"))},
+        **(edit_metrics(sums_RK[:, chrf + 3 :]) if sums_RK.shape[1] > chrf + 3 else {}),
+    }
+
+
+def edit_metrics(sums_R3: Floats) -> dict[str, Floats]:
+    """Precision, recall and F0.5 of edits, from written, wanted and right ones. Where nothing was written (or
+    wanted), nothing of it was wrong, as the scorers of shared tasks have it (Dahlmeier and Ng 2012).
+    """
+    written_R, wanted_R, right_R = sums_R3.T
+    precision_R, recall_R = (
+        np.divide(right_R, all_R, out=np.ones_like(right_R), where=all_R > 0)
+        for all_R in (written_R, wanted_R)
+    )
+    weighted_R = EDIT_BETA2 * precision_R + recall_R
+    both_R = (1 + EDIT_BETA2) * precision_R * recall_R
+    return {
+        "edit_precision": precision_R,
+        "edit_recall": recall_R,
+        "edit_f05": np.divide(both_R, weighted_R, out=np.zeros_like(both_R), where=weighted_R > 0),
+    }
+
+
+def edits_of(source: str, text: str) -> set[tuple[int, int, tuple[str, ...]]]:
+    """What was changed in a source: the first word of each changed run, the word behind it, and what stands
+    in their place. Runs lie between words that stayed, matched as difflib matches them; words are those of
+    BLEU. Nothing is known of grammar, by which ERRANT (Bryant et al. 2017) splits and joins edits.
+    """
+    before, after = words_of(source), words_of(text)
+    matched = difflib.SequenceMatcher(None, before, after, autojunk=False)
+    return {
+        (start, end, tuple(after[first:last]))
+        for kind, start, end, first, last in matched.get_opcodes()
+        if kind != "equal"
     }
 
 
@@ -155,6 +205,11 @@ def _row(wanted: str, written: str) -> Iterator[float]:
     yield float(_plain(wanted) == _plain(written))
     for parts in (_bleu, _chrf, _rouge):
         yield from parts(wanted, written)
+
+
+def _edit_counts(source: str, wanted: str, written: str) -> Iterator[float]:
+    made, asked = edits_of(source, written), edits_of(source, wanted)
+    yield from map(float, (len(made), len(asked), len(made & asked)))
 
 
 def _bleu(wanted: str, written: str) -> Iterator[float]:

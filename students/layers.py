@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -69,6 +69,7 @@ class Sizes:
         )
 
 
+Filled = TypeVar("Filled", bound=nn.Module)
 Pool = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -113,10 +114,7 @@ class Layered(Student):
         return ExportableLayered(copy.deepcopy(self).eval())
 
     def save(self, folder: Path, labels: Labels) -> None:
-        config = {"sizes": asdict(self.sizes), "kind": labels.kind, "labels": labels.names}
-        (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=1), "utf-8")
-        weights = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
+        write_folder(folder, self, {"sizes": asdict(self.sizes), "kind": labels.kind, "labels": labels.names})
 
 
 class ExportableLayered(nn.Module):
@@ -191,7 +189,20 @@ def load_layered(folder: Path, make: Callable[[Sizes], Layered]) -> Layered:
     """The student that `save` wrote. Raises ModelError (4) where a file is damaged or does not fit,
     DivergedError (6) where a weight is not finite.
     """
-    model = make(_read_sizes(folder / "config.json"))
+    return filled(make(_read_sizes(folder / "config.json")), folder)
+
+
+def write_folder(folder: Path, model: nn.Module, config: Mapping[str, Any]) -> None:
+    """config.json and model.safetensors."""
+    (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=1), "utf-8")
+    weights = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
+
+
+def filled(model: Filled, folder: Path) -> Filled:
+    """The model with the weights that `write_folder` wrote. Raises ModelError (4) where a file is damaged or
+    does not fit, DivergedError (6) where a weight is not finite.
+    """
     wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     stored = stored_weights(folder)
     wrong = sorted(name for name in {*wanted, *stored} if wanted.get(name) != stored.get(name))

@@ -8,8 +8,9 @@ from typing import Literal
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from distillkit.encoder_decoder import FAMILIES, EncoderDecoder, Sizes, fresh, from_blocks
+from distillkit.encoder_decoder import EncoderDecoder, fresh, from_blocks
 from distillkit.errors import ConfigError
+from distillkit.families import FAMILIES, Sizes
 from distillkit.model import Material, Student, StudentSource, Teacher
 from distillkit.settings import Count, Fraction, InitialiseStacks, Labels
 from distillkit.students.initialise import chosen_blocks

@@ -149,6 +149,12 @@ class Transformer(StudentSource):
 
     def _cut_config(self, model: Encoder) -> PretrainedConfig:
         """The teacher's config in the student's sizes."""
+        if model.model.config.is_encoder_decoder:
+            raise ConfigError(
+                "the teacher reads with two stacks, and a student of one takes no blocks of them",
+                where="student.initialise",
+                hint="leave it out, or take `use: pretrained` with the folder of a smaller one",
+            )
         cut = copy.deepcopy(model.model.config)
         self._blocks(model.spec)
         names = names_of(cut)

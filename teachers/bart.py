@@ -23,7 +23,7 @@ from distillkit.objectives.noise import (
     Vocabulary,
 )
 from distillkit.objectives.pairs import Rebuilding
-from distillkit.settings import Count, FinetuneSettings, Fraction, Positive, PretrainSettings
+from distillkit.settings import Count, FinetuneSettings, Fraction, Positive, PretrainSettings, TaskKind
 from distillkit.teachers.denoisers import DenoiserHere
 from distillkit.teachers.encoders import shape_of
 
@@ -42,6 +42,9 @@ others are BERT's of these names, for tests and CPUs. ffn is 4 times the width.
 class Bart(DenoiserHere):
     """BART with a byte-level BPE vocabulary of its own: an encoder reads a corrupted text, a decoder says the
     whole text; pretrained where `pretrain` is set.
+
+    A task on whole texts is answered from the last state of the decoder, which reads the same text as the
+    encoder (section 3.1); its states are those of the encoder.
 
     Published: infilling of 30 % and all sentences permuted, 512 tokens, no dropout in the last tenth of the
     steps; the recipe of its authors has a mean span of 3.5, a rate of 4e-4, and a gradient clipped at 0.1.
@@ -69,6 +72,8 @@ class Bart(DenoiserHere):
         pretrain: Pretrain on a corpus first.
         finetune: Training on the task.
     """
+
+    kinds: tuple[TaskKind, ...] = ("classification", "regression", "text_to_text")
 
     def __init__(
         self,

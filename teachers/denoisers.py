@@ -6,18 +6,21 @@ from __future__ import annotations
 from abc import abstractmethod
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from distillkit.encoder import fresh, load_body
 from distillkit.encoder_decoder import EncoderDecoder
 from distillkit.errors import ConfigError
 from distillkit.model import Student, TrainableTeacherSource
-from distillkit.settings import FinetuneSettings, Labels, PretrainSettings
+from distillkit.opening import open_model
+from distillkit.settings import FinetuneSettings, Labels, PretrainSettings, TaskKind
 
 
 class DenoiserHere(TrainableTeacherSource):
     """An encoder-decoder of `transformers`, pretrained where `pretrain` is set, fine-tuned on the task."""
 
-    kinds = ("text_to_text",)
+    kinds: tuple[TaskKind, ...] = ("text_to_text",)
 
     def __init__(
         self, *, positions: int, pretrain: PretrainSettings | None, finetune: FinetuneSettings
@@ -48,7 +51,13 @@ class DenoiserHere(TrainableTeacherSource):
                 where="task.max_length",
                 hint="raise teacher.positions",
             )
-        return EncoderDecoder(self.fresh(tokenizer)) if pretrained is None else self.load(pretrained)
+        if labels.kind == "text_to_text":
+            return EncoderDecoder(self.fresh(tokenizer)) if pretrained is None else self.load(pretrained)
+        if pretrained is not None:
+            return load_body(pretrained, labels)
+        with torch.device("meta"):
+            config = self.fresh(tokenizer).config
+        return fresh(config, labels)
 
     def load(self, folder: Path) -> Student:
-        return EncoderDecoder.load(folder)
+        return open_model(folder)

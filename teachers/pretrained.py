@@ -20,6 +20,9 @@ from distillkit.opening import OPENINGS, open_model
 from distillkit.settings import EVERY_KIND, FinetuneSettings, Folder, Labels
 from distillkit.types import Finding
 
+_HEADS = ("classifier", "score", "classification_head")
+"""What the families of `transformers` call the head that answers a task."""
+
 
 class Pretrained(TrainableTeacherSource):
     """A Hugging Face encoder folder (safetensors only), fine-tuned on the task where `finetune` is set.
@@ -63,7 +66,7 @@ class Pretrained(TrainableTeacherSource):
             )
         if self.finetune is not None or opening.own_head:
             return opening.start(self.path, labels)
-        if not any("classifier" in name or "score" in name for name in stored_weights(self.path)):
+        if not any(head in name for head in _HEADS for name in stored_weights(self.path)):
             raise ModelError(
                 "the folder has no classification head: it was never trained on a task",
                 where=str(self.path),

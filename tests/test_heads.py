@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from tiny import config as bert
 from transformers import (
     AutoModel,
+    BartConfig,
+    BartForConditionalGeneration,
     BertForPreTraining,
     DebertaV2Config,
     DistilBertConfig,
@@ -22,6 +25,9 @@ from transformers import (
 
 from distillkit.encoder import Encoder, fresh, load_body, load_masked
 from distillkit.errors import ModelError
+from distillkit.export.onnx import write_onnx
+from distillkit.opening import open_model
+from distillkit.runtime.session import open_session
 from distillkit.settings import Labels
 from distillkit.teachers.pretrained import Pretrained
 from distillkit.types import Access, Batch, Want
@@ -133,3 +139,67 @@ def test_a_damaged_tied_weight_is_still_found(tmp_path: Path) -> None:
     change_weights(tmp_path, **{"bert.embeddings.word_embeddings.weight": None})
     with pytest.raises(ModelError, match="weights missing"):
         Encoder.load(tmp_path)
+
+
+_BART = {"attention_heads": 2, "ffn_dim": 32}
+
+
+def bart(**changes: Any) -> BartConfig:
+    sizes = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 1, "max_position_embeddings": 40}
+    heads = {f"{stack}_{what}": size for stack in ("encoder", "decoder") for what, size in _BART.items()}
+    return BartConfig(vocab_size=60, init_std=0.3, dropout=0.0, **{**sizes, **heads, **changes})
+
+
+def test_a_bart_answers_from_the_last_state_of_its_decoder(tmp_path: Path) -> None:
+    """As `transformers` does where every row ends with its only end token; also where a row holds another
+    one, which `transformers` refuses in a batch with rows that do not."""
+    torch.manual_seed(1)
+    model, made = fresh(bart(), CLASSES).eval(), batch(scored=False)
+    ids, mask = made.inputs["input_ids"].clone(), made.inputs["attention_mask"]
+    last = mask.sum(1) - 1
+    ids[torch.arange(3), last] = 2
+    made = replace(made, inputs={"input_ids": ids, "attention_mask": mask})
+    with torch.no_grad():
+        told = model.outputs(made, want=Want(Access.ALL_STATES, attention=True))
+        wanted = model.model(input_ids=ids, attention_mask=mask).logits
+        torch.testing.assert_close(told.logits, wanted, atol=1e-6, rtol=1e-5)
+        ids[0, 2] = 2
+        odd = model.outputs(made, want=Want()).logits
+        alone = model.model(input_ids=ids[:1]).logits
+    torch.testing.assert_close(odd[:1], alone, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(odd[0], told.logits[0], atol=1e-3) and torch.equal(odd[1:], told.logits[1:])
+    assert (len(told.hidden), len(told.attention), model.spec.num_layers) == (3, 2, 2)
+    model.save(tmp_path, CLASSES)
+    again = open_model(tmp_path).eval()
+    assert isinstance(again, Encoder) and again.spec == model.spec
+    with torch.no_grad():
+        assert torch.equal(again.outputs(made, want=Want()).logits, odd)
+    path = tmp_path / "model.onnx"
+    write_onnx(model, path, opset=18, metadata={})
+    session = open_session(path, provider="cpu", threads=1)
+    feed = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
+    assert abs(session.run(None, feed)[0] - odd.numpy()).max() < 1e-5
+
+
+@pytest.mark.parametrize("labels", [TAGS, MASKED], ids=lambda labels: labels.kind)
+def test_a_bart_answers_no_tokens(labels: Labels) -> None:
+    with pytest.raises(ModelError):
+        fresh(bart(), labels)
+
+
+def test_a_bart_that_writes_starts_one_that_answers(tmp_path: Path) -> None:
+    """Its body, both stacks and the table, and a fresh head; a folder with that head answers as it is."""
+    torch.manual_seed(2)
+    writes = BartForConditionalGeneration(bart())
+    writes.save_pretrained(tmp_path / "writes")
+    model = load_body(tmp_path / "writes", CLASSES)
+    body = writes.model.state_dict()
+    assert all(torch.equal(tensor, body[name]) for name, tensor in model.model.model.state_dict().items())
+    model.save(tmp_path / "answers", CLASSES)
+    source = Pretrained(path=str(tmp_path / "answers"))
+    swapped = Labels(kind="classification", names=("good", "bad"))
+    opened = source.classifier(None, swapped, 16, None).eval()  # type: ignore[arg-type]
+    made = batch(scored=False)
+    with torch.no_grad():
+        mine, theirs = (one.eval().outputs(made, want=Want()).logits for one in (model, opened))
+    assert torch.equal(mine.flip(1), theirs)

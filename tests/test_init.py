@@ -133,3 +133,24 @@ def test_the_command_says_what_it_saw_and_what_is_next(
     assert "classification of 'text' into 2 classes ('label'), 40 rows" in said
     assert "distillkit plan config.yaml" in said
     assert main(["init", "train.csv"]) == 2
+
+
+def test_texts_for_texts_are_seen_by_their_names(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"target": f"say {' '.join(reversed(text.split()))}", "source": text} for text in SENTENCES
+    ]
+    said = write_config(write(tmp_path / "train.csv", rows), tmp_path / "config.yaml")
+    assert "text_to_text of 'source' into a text ('target'), 40 rows" in said
+    config = load(tmp_path / "config.yaml").config
+    task = config.task
+    assert (task.kind, task.text, task.label, task.max_target) == ("text_to_text", "source", "target", 32)
+    assert (config.teacher.use, config.student.use) == ("t5", "seq2seq")
+
+
+def test_classes_and_numbers_are_no_texts_whatever_their_name(tmp_path: Path) -> None:
+    for target, kind in (("yes", "classification"), (0.5, "regression")):
+        rows: list[dict[str, object]] = [
+            {"input": text, "target": ("no", target)[row % 2] if kind == "classification" else row / 7}
+            for row, text in enumerate(SENTENCES)
+        ]
+        assert look_at(write(tmp_path / f"{kind}.csv", rows)).kind == kind

@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
+from sklearn.metrics import precision_recall_fscore_support
 
 from distillkit.text_metrics import (
     compare_texts,
+    edits_of,
     longest_common,
     score_texts,
     text_metrics,
@@ -105,3 +107,55 @@ def test_intervals_hold_the_value_and_pairs_are_compared_on_the_same_rows() -> N
     assert all(value.low == value.value == value.high == 0 for value in same.values())
     worse = compare_texts(wanted, [text[:4] for text in wanted], good, seed=1, resamples=300)
     assert all(value.high < 0 for value in worse.values())
+
+
+SOURCE = ["he go to school yesterday", "all is well", "a b c d", "x y"]
+CORRECT = ["he went to school yesterday .", "all is well", "a x y d", "x y z"]
+MADE = ["he went to the school yesterday", "all is good", "a x d", "x y z"]
+
+
+def test_edits_are_runs_between_the_words_that_stayed() -> None:
+    assert edits_of(SOURCE[0], CORRECT[0]) == {(1, 2, ("went",)), (5, 5, (".",))}
+    assert edits_of(SOURCE[0], MADE[0]) == {(1, 2, ("went",)), (3, 3, ("the",))}
+    assert edits_of(SOURCE[2], CORRECT[2]) == {(1, 3, ("x", "y"))}
+    assert edits_of("same", "same") == set()
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.sampled_from("abc"), max_size=8), st.lists(st.sampled_from("abc"), max_size=8))
+def test_the_edits_of_a_source_make_the_text(source: list[str], text: list[str]) -> None:
+    words = list(source)
+    for start, end, instead in sorted(edits_of(" ".join(source), " ".join(text)), reverse=True):
+        assert list(instead) != source[start:end]
+        words[start:end] = instead
+    assert words == text
+
+
+def test_f05_of_edits_is_that_of_a_classifier_of_edits() -> None:
+    """Every edit of either side is an item that is wanted or not, and made or not."""
+    wanted, made = [], []
+    for row, (source, right, given_) in enumerate(zip(SOURCE, CORRECT, MADE, strict=True)):
+        asked, done = ({(row, *edit) for edit in edits_of(source, text)} for text in (right, given_))
+        for edit in asked | done:
+            wanted.append(edit in asked)
+            made.append(edit in done)
+    sums = text_sums(CORRECT, MADE, SOURCE).sum(axis=0, keepdims=True)
+    found = {name: float(value[0]) for name, value in text_metrics(sums).items()}
+    precision, recall, f05, _ = precision_recall_fscore_support(wanted, made, beta=0.5, average="binary")
+    assert (found["edit_precision"], found["edit_recall"]) == pytest.approx((precision, recall))
+    assert found["edit_f05"] == pytest.approx(f05) and 0 < f05 < 1 and precision != recall
+    plain = text_metrics(text_sums(CORRECT, MADE).sum(axis=0, keepdims=True))
+    assert plain.keys() == found.keys() - {"edit_precision", "edit_recall", "edit_f05"}
+    assert all(found[name] == value[0] for name, value in plain.items())
+
+
+def test_where_nothing_is_edited_nothing_is_wrong() -> None:
+    def three(written: list[str], wanted: list[str]) -> list[float]:
+        scores = score_texts(wanted, written, sources=["a b"], seed=1, resamples=10)
+        return [scores[name].value for name in ("edit_precision", "edit_recall", "edit_f05")]
+
+    assert three(["a b"], ["a b"]) == [1.0, 1.0, 1.0]
+    assert three(["a b"], ["a c"]) == [1.0, 0.0, 0.0]
+    assert three(["a c"], ["a b"]) == [0.0, 1.0, 0.0]
+    worse = compare_texts(["a c"], ["a b"], ["a c"], sources=["a b"], seed=1, resamples=10)
+    assert worse["edit_f05"].value == -1.0

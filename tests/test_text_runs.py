@@ -118,7 +118,7 @@ def test_a_bart_learns_from_what_its_teacher_writes(choose: str, tmp_path: Path)
     config = text_config(
         tmp_path,
         "bart",
-        task={**TASK, "prefix": "ba ", "max_target": 6},
+        task={**TASK, "prefix": "ba ", "max_target": 6, "edits": choose == "nearest"},
         distill=distill,
         teacher={"use": "pretrained", "path": "base", "allow_weak": True},
         student={"use": "seq2seq", "encoder_layers": 1, "decoder_layers": 1, "width": 8, "heads": 1},
@@ -130,8 +130,13 @@ def test_a_bart_learns_from_what_its_teacher_writes(choose: str, tmp_path: Path)
     assert all(len(text.split()) <= 6 for beam in beams for text in beam)
     assert (folder / "student" / "texts.json").is_file()
     scores = json.loads((folder / "student" / "scores.json").read_text())["scores"]
+    assert ("edit_f05" in scores) == (choose == "nearest")
     again = pipeline.run(config, until="student", progress="quiet").path
     assert json.loads((again / "student" / "scores.json").read_text())["scores"] == scores
+    pipeline.run(config, overrides=["seed=9"], until="student", progress="quiet")
+    assert [one.name for one in (folder / "cache").glob("written-*")] == [
+        part.name
+    ]  # another seed, no other text
 
 
 def test_a_student_of_one_run_teaches_the_next_and_can_be_answered_by_several(tmp_path: Path) -> None:
@@ -223,9 +228,14 @@ def test_members_of_other_tokenizers_are_refused(tmp_path: Path) -> None:
         pipeline.run(config, until="student", progress="quiet")
 
 
-def test_a_plan_counts_both_stacks_and_shows_what_is_compared(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "student", [STUDENT, {"use": "rnn_seq2seq", "width": 32}], ids=lambda one: one["use"]
+)
+def test_a_plan_counts_both_stacks_and_shows_what_is_compared(
+    student: dict[str, Any], tmp_path: Path
+) -> None:
     tinytexts.write_rows(tmp_path, 40)
-    loaded = recipe.load(text_config(tmp_path), [], components=catalog.components)
+    loaded = recipe.load(text_config(tmp_path, student=student), [], components=catalog.components)
     plan = planning.plan(loaded)
     lines = {line.loss: line for line in plan.layer_map}
     assert lines["written"].student == "decoder state 1 of 1, 32 wide"
@@ -271,3 +281,22 @@ def test_spelling_is_learned_and_half_a_decoder_keeps_most_of_it(tmp_path: Path)
             assert both[0] == pytest.approx(both[1], abs=0.01)
     taught, learned = (one.metrics["exact_match"].value for one in (facts.teacher, facts.student))
     assert taught > 0.8 and learned > 0.9 * taught
+
+
+@pytest.mark.slow
+def test_a_recurrent_student_is_taught_exported_timed_and_described(tmp_path: Path) -> None:
+    """It is measured in the run's own process where PyTorch runs it, and its card shows no transformers."""
+    tinytexts.write_rows(tmp_path)
+    student = {"use": "rnn_seq2seq", "width": 24, "window": 2, "dropout": 0.0}
+    bench = {**CONFIG["bench"], "batch": [1], "new_tokens": 4}
+    folder, facts = run(text_config(tmp_path, student=student, bench=bench))
+    assert {row.status for row in facts.bench} == {"ok"} and len(facts.bench) == 4
+    for row in facts.bench:
+        judged = {"teacher": facts.teacher, "student": facts.student}[row.role]
+        assert row.metrics["chrf"].value == pytest.approx(judged.metrics["chrf"].value, rel=1e-3), row.name
+        assert all(cell.tokens_per_s and cell.first_ms and cell.first_ms < cell.p50_ms for cell in row.cells)
+    rows = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
+    texts = json.loads((folder / "student" / "texts.json").read_text())
+    (snippet,) = snippets((folder / "student" / "README.md").read_text())
+    for row, text in list(zip(rows, texts, strict=True))[:3]:
+        assert printed(snippet, folder / "export", row["source"]) == [text]

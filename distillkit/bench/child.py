@@ -56,14 +56,13 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     opened.peak = lambda: _peak_memory(request["provider"])
     scratch = Path(request["samples"])
     samples = load_samples(scratch)
-    device = torch.device(request["provider"])
     how = None if request["writing"] is None else GenerationSettings(**request["writing"])
     if how is not None and opened.writer is not None:
-        opened.cell = writing_cell(opened.writer, device, how)
+        opened.cell = writing_cell(opened.writer, opened.device, how)
     told, answers = measure_opened(opened, samples, request["settings"], KEPT[request["kind"]])
     np.save(scratch / "answers.npy", answers, allow_pickle=False)
     if how is not None and opened.writer is not None:
-        texts = write_tokens(opened.writer, samples, how, device=device)
+        texts = write_tokens(opened.writer, samples, how, device=opened.device)
         (scratch / TOKENS).write_text(json.dumps(texts))
     return {**told, "load_seconds": loaded}
 
@@ -88,7 +87,7 @@ def _open_pytorch(folder: Path, provider: str, threads: int) -> Opened:
     )
     opened.parameters = sum(parameter.numel() for parameter in model.parameters())
     opened.flops = lambda batch: flops_per_example(model, batch.to(device))
-    opened.writer = model.writer
+    opened.writer, opened.device = model.writer, device
     return opened
 
 

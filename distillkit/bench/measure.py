@@ -28,12 +28,13 @@ from distillkit import evaluate
 from distillkit.answers import KEPT
 from distillkit.bench.samples import save_samples
 from distillkit.bench.timing import Opened, measure_opened
-from distillkit.bench.writing import Texts
+from distillkit.bench.writing import Texts, writing_cell
 from distillkit.data.batching import Encoded
 from distillkit.errors import MissingError
 from distillkit.metrics import Measured
 from distillkit.runtime.session import require_provider
 from distillkit.settings import BenchSettings, Labels
+from distillkit.writing import write_tokens
 
 Role = Literal["teacher", "student"]
 Backend = Literal["pytorch", "onnxruntime"]
@@ -136,7 +137,7 @@ def bench(
                 format=variant.format,
             )
             if variant.live is not None:
-                rows.append(_measure_here(bare, variant.live, settings, samples, labels, seed=seed))
+                rows.append(_measure_here(bare, variant.live, settings, samples, labels, texts, seed=seed))
                 continue
             if variant.folder is None:
                 rows.append(replace(bare, status=variant.absent))
@@ -249,6 +250,7 @@ def _measure_here(
     settings: BenchSettings,
     samples: Encoded,
     labels: Labels,
+    texts: Texts | None,
     *,
     seed: int,
 ) -> Measurement:
@@ -256,12 +258,17 @@ def _measure_here(
     before = torch.get_num_threads()
     torch.set_num_threads(bare.threads)
     try:
-        told, answers = measure_opened(live(), samples, settings.model_dump(mode="json"), KEPT[labels.kind])
+        opened = live()
+        written: Mapping[str, Measured] = {}
+        if texts is not None and opened.writer is not None:
+            opened.cell = writing_cell(opened.writer, opened.device, texts.how)
+            written = texts.score(write_tokens(opened.writer, samples, texts.how, device=opened.device))
+        told, answers = measure_opened(opened, samples, settings.model_dump(mode="json"), KEPT[labels.kind])
     except Exception as error:
         return replace(bare, status=f"failed: {type(error).__name__}: {error}")
     finally:
         torch.set_num_threads(before)
-    return _measured(bare, told, evaluate.score(labels, _gold(samples), answers, seed=seed))
+    return _measured(bare, told, {**evaluate.score(labels, _gold(samples), answers, seed=seed), **written})
 
 
 def physical_cores() -> int:

@@ -24,8 +24,9 @@ _EVALUATION_TOKENS = 2048
 class Opened:
     """A loaded model: its forward from a CPU batch to logits on the CPU, and what is known of it.
 
-    prepare: what is done to a timed batch before the clock runs; cell: what is timed of a batch, and how (by
-    default its forward); peak: the peak memory so far, in bytes; writer: what writes texts.
+    device: where it computes; prepare: what is done to a timed batch before the clock runs; cell: what is
+    timed of a batch, and how (by default its forward); peak: the peak memory so far, in bytes; writer: what
+    writes texts.
     """
 
     def __init__(self, forward: Forward, provider: str, size: int | None, max_length: int) -> None:
@@ -36,6 +37,7 @@ class Opened:
         self.prepare: Callable[[Batch], Batch] = lambda batch: batch
         self.cell: Cell = lambda batch, settings: time_cell(self.forward, batch, settings)
         self.writer: Writer | None = None
+        self.device = torch.device("cpu")
 
 
 def measure_opened(

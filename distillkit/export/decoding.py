@@ -1,10 +1,11 @@
-"""An encoder-decoder in ONNX: two graphs without control flow, and what writes texts with them.
+"""A model that writes in ONNX: two graphs without control flow, and what writes texts with them.
 
-`encoder.onnx` takes `input_ids` and `attention_mask` and gives the keys and values that every block of the
-decoder reads of the source (`cross.0.key`, ...), once for a text. `decoder.onnx` takes any number of new
-tokens, these, and the keys and values of what was written before (`past.0.key`, ...), of which there may be
-none, and gives `logits` and the longer past (`present.0.key`, ...). Between two steps nothing is copied: what
-one gives is bound to the next. Weights that are tied are stored once in each file.
+`encoder.onnx` takes `input_ids` and `attention_mask` and gives what the decoder reads of the source
+(`cross.0.key`, ...), once for a text. `decoder.onnx` takes new tokens, these, and the past (`past.0.key`,
+...), and gives `logits` and the longer past (`present.0.key`, ...). The past of an encoder-decoder is the
+keys and values of what was written before, of which there may be none, and any number of tokens is new; that
+of a recurrent model is its state, which the encoder begins, and one token is new. Between two steps nothing
+is copied: what one gives is bound to the next. Weights that are tied are stored once in each file.
 
 Shapes: B sources, R texts, L tokens of a source, T new tokens, P written before, H heads, V entries.
 """
@@ -12,20 +13,18 @@ Shapes: B sources, R texts, L tokens of a source, T new tokens, P written before
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from distillkit.encoder_decoder import EncoderDecoder, eager, shifted
+from distillkit.encoder_decoder import shifted
 from distillkit.errors import ExportError
 from distillkit.export.onnx import OUTPUT, exported
-from distillkit.model import Writer
+from distillkit.model import Graphs, TextStudent, Writer
 from distillkit.runtime.decoding import DECODER as DECODER
 from distillkit.runtime.decoding import ENCODER as ENCODER
 from distillkit.runtime.decoding import Decoding
@@ -34,109 +33,65 @@ from distillkit.search import Ends, Ints, search
 from distillkit.settings import GenerationSettings
 from distillkit.types import TARGET_IDS, Batch
 
-_PARTS = ("key", "value")
 _SIZES = {"batch": 3, "source": 11, "past": 6, "new": 2}
 """Of the example that is traced: all different, and neither 0 nor 1, which the exporter takes for constants.
 """
 
 
-class CrossEncoder(nn.Module):
-    """From a source to the keys and values that each block of the decoder reads of it, `[B, H, L, D / H]`."""
-
-    def __init__(self, model: EncoderDecoder) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        told = self.model.model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)
-        states = told.last_hidden_state
-        found = []
-        for block in self.model.decoder_blocks:
-            cross = self.model.family.cross(block)
-            for part in (cross.key, cross.value):
-                B, L, _ = states.shape
-                found.append(part(states).view(B, L, cross.heads, cross.head_dim).transpose(1, 2))
-        return tuple(found)
-
-
-class StepDecoder(nn.Module):
-    """New tokens `[B, T]` after a past: logits `[B, T, V]` and the longer past, keys and values in turn."""
-
-    def __init__(self, model: EncoderDecoder) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, cross: Sequence[Tensor], past: Sequence[Tensor]
-    ) -> tuple[Tensor, ...]:
-        written, read = DynamicCache(), DynamicCache()
-        memory = EncoderDecoderCache(written, read)
-        for block in range(len(cross) // 2):
-            written.update(past[2 * block], past[2 * block + 1], block)
-            read.update(cross[2 * block], cross[2 * block + 1], block)
-            memory.is_updated[block] = True
-        # of the states only the shape is looked at: their keys and values are there
-        shape = cross[0].transpose(1, 2).flatten(2)
-        told = self.model.model.get_decoder()(
-            input_ids=input_ids,
-            encoder_hidden_states=shape,
-            encoder_attention_mask=attention_mask,
-            past_key_values=memory,
-            use_cache=True,
-        )
-        logits = self.model.family.logits(self.model.model, told.last_hidden_state)
-        layers = told.past_key_values.self_attention_cache.layers
-        return (logits, *(part for layer in layers for part in (layer.keys, layer.values)))
-
-
-def write_graphs(model: EncoderDecoder, folder: Path, *, opset: int, metadata: Mapping[str, str]) -> None:
+def write_graphs(model: TextStudent, folder: Path, *, opset: int, metadata: Mapping[str, str]) -> None:
     """Write encoder.onnx and decoder.onnx. Raises ExportError (10) where the exporter cannot follow the
     model.
     """
-    model = eager(model)
-    size = _SIZES
-    batch, source, past, new = (torch.export.Dim(name) for name in size)
-    mask = torch.ones(size["batch"], size["source"], dtype=torch.int64)
+    graphs = model.graphs()
+    batch, source, past, new = (torch.export.Dim(name) for name in _SIZES)
+    mask = torch.ones(_SIZES["batch"], _SIZES["source"], dtype=torch.int64)
     ids = torch.full_like(mask, 3)
-    encoder = CrossEncoder(model).eval()
-    with torch.no_grad():
-        cross = list(encoder(ids, mask))
-    blocks = range(model.spec.decoder_layers)
-    names = {what: _names(what, blocks) for what in ("cross", "past", "present")}
     pair = {0: batch, 1: source}
     exported(
-        encoder,
+        graphs.encoder,
         folder / ENCODER,
         {"input_ids": ids, "attention_mask": mask},
         {"input_ids": pair, "attention_mask": pair},
         inputs=["input_ids", "attention_mask"],
-        outputs=names["cross"],
+        outputs=[*graphs.cross, *([] if graphs.grows else graphs.past)],
         opset=opset,
         metadata=metadata,
     )
-    shape = cross[0].shape
-    before = [torch.randn(shape[0], shape[1], size["past"], shape[3]) for _ in cross]
+    cross, before = _example(graphs, ids, mask)
     exported(
-        StepDecoder(model).eval(),
+        graphs.decoder,
         folder / DECODER,
         {
-            "input_ids": torch.full((size["batch"], size["new"]), 3),
+            "input_ids": torch.full((_SIZES["batch"], _SIZES["new"] if graphs.grows else 1), 3),
             "attention_mask": mask,
             "cross": cross,
             "past": before,
         },
         {
-            "input_ids": {0: batch, 1: new},
+            "input_ids": {0: batch, 1: new} if graphs.grows else {0: batch},
             "attention_mask": pair,
-            "cross": [{0: batch, 2: source} for _ in cross],
-            "past": [{0: batch, 2: past} for _ in cross],
+            "cross": [{0: batch, graphs.length: source} for _ in cross],
+            "past": [{0: batch, graphs.length: past} if graphs.grows else {0: batch} for _ in before],
         },
-        inputs=["input_ids", "attention_mask", *names["cross"], *names["past"]],
-        outputs=[OUTPUT, *names["present"]],
+        inputs=["input_ids", "attention_mask", *graphs.cross, *graphs.past],
+        outputs=[OUTPUT, *(name.replace("past", "present", 1) for name in graphs.past)],
         opset=opset,
         metadata=metadata,
     )
     store_once(folder / DECODER)
+
+
+def _example(
+    graphs: Graphs, ids: torch.Tensor, mask: torch.Tensor
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """What is read of a source, and a past."""
+    with torch.no_grad():
+        given = list(graphs.encoder(ids, mask))
+    cross, state = given[: len(graphs.cross)], given[len(graphs.cross) :]
+    if not graphs.grows:
+        return cross, state
+    shapes = [[*one.shape[: graphs.length], _SIZES["past"], *one.shape[graphs.length + 1 :]] for one in cross]
+    return cross, [torch.randn(shape) for shape in shapes]
 
 
 def store_once(path: Path) -> None:
@@ -163,10 +118,6 @@ def store_once(path: Path) -> None:
         del model.graph.node[:]
         model.graph.node.extend(nodes)
         onnx.save(model, str(path))
-
-
-def _names(what: str, blocks: Sequence[int]) -> list[str]:
-    return [f"{what}.{block}.{part}" for block in blocks for part in _PARTS]
 
 
 class OnnxWriter(Writer):

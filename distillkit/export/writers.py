@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from distillkit.data.batching import Encoded, collate, drawn
-from distillkit.encoder_decoder import EncoderDecoder
 from distillkit.errors import ExportError
 from distillkit.export.bundle import AS_LONG_AS_IT_TAKES, Reading, describe, facts
 from distillkit.export.decoding import OnnxWriter, write_graphs
 from distillkit.export.parity import TIE, Parity, batches, compared
+from distillkit.model import TextStudent
 from distillkit.runtime.description import Writing, write_description
 from distillkit.settings import ExportSettings, GenerationSettings, Labels
 from distillkit.types import TARGET_IDS, Want
@@ -46,7 +46,7 @@ class TextParity(Parity):
 
 
 def export_writer(
-    student: EncoderDecoder,
+    student: TextStudent,
     tokenizer: PreTrainedTokenizerBase,
     labels: Labels,
     samples: Encoded,
@@ -89,7 +89,7 @@ def export_writer(
 
 
 def _compare(
-    student: EncoderDecoder,
+    student: TextStudent,
     made: OnnxWriter,
     samples: Encoded,
     settings: ExportSettings,
@@ -119,7 +119,7 @@ def _compare(
 
 
 def _pairs(
-    student: EncoderDecoder, made: OnnxWriter, samples: Encoded, rows: int
+    student: TextStudent, made: OnnxWriter, samples: Encoded, rows: int
 ) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
     longest = min(student.spec.max_length, LONGEST)
     for name, batch in batches(samples, rows, longest):
@@ -128,9 +128,7 @@ def _pairs(
         yield f"shape {name}", expected, made.logits(batch)
 
 
-def _same_greedy(
-    student: EncoderDecoder, made: OnnxWriter, samples: Encoded, how: GenerationSettings
-) -> float:
+def _same_greedy(student: TextStudent, made: OnnxWriter, samples: Encoded, how: GenerationSettings) -> float:
     """Share of the rows with the same text, or one that is another by rounding alone."""
     cpu = torch.device("cpu")
     theirs, mine = (write_tokens(one, samples, how, device=cpu) for one in (student, made))
@@ -141,7 +139,7 @@ def _same_greedy(
     return float(np.mean(same))
 
 
-def _tied(student: EncoderDecoder, samples: Encoded, row: int, left: list[int], right: list[int]) -> bool:
+def _tied(student: TextStudent, samples: Encoded, row: int, left: list[int], right: list[int]) -> bool:
     """Whether the tokens at which two texts first differ (perhaps the end of one) have one score."""
     ended = [[*text, student.end_id] for text in (left, right)]
     place = next(at for at, pair in enumerate(zip(*ended, strict=False)) if pair[0] != pair[1])

@@ -92,16 +92,19 @@ class Judged:
 
 @dataclass(frozen=True)
 class JudgedTexts(Judged):
-    """The same where both models wrote texts: `sources` and `wanted` of the rows, and what each wrote."""
+    """The same where both models wrote texts: `sources` and `wanted` of the rows, and what each wrote;
+    corrected: the sources once more, where edits of them count.
+    """
 
     sources: Sequence[str] = ()
     wanted: Sequence[str] = ()
     taught: Sequence[str] = ()
     learned: Sequence[str] = ()
+    corrected: Sequence[str] = ()
 
     def difference(self) -> dict[str, Measured]:
         """Of answers to the tokens of targets, and of texts."""
-        texts = compare_texts(self.wanted, self.learned, self.taught, seed=self.seed)
+        texts = compare_texts(self.wanted, self.learned, self.taught, sources=self.corrected, seed=self.seed)
         return {**super().difference(), **texts}
 
     def examples(self, limit: int) -> tuple[Example, ...]:

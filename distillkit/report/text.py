@@ -24,6 +24,9 @@ METRIC_NAMES = {
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
     "rouge_l": "ROUGE-L",
+    "edit_precision": "precision of edits",
+    "edit_recall": "recall of edits",
+    "edit_f05": "F0.5 of edits",
 }
 _ASKED = {
     "classification": "Classify each text into one of {} classes",

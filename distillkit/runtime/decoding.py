@@ -1,8 +1,9 @@
 """A model that writes, step by step in ONNX Runtime: what was read of sources, what is written after them.
 
-`encoder.onnx` gives what every block of the decoder reads of a source (`cross.0.key`, ...), `decoder.onnx`
-takes new tokens, these, and the past (`past.0.key`, ...), and gives `logits` and the longer past
-(`present.0.key`, ...). Between two steps nothing is copied: what one gives is bound to the next.
+`encoder.onnx` gives what the decoder reads of a source (`cross.0.key`, ...), `decoder.onnx` takes new tokens,
+these, and the past (`past.0.key`, ...), and gives `logits` and the longer past (`present.0.key`, ...). A past
+that the encoder gives too is a state, after which one token is new; any other begins empty. Between two steps
+nothing is copied: what one gives is bound to the next.
 
 Shapes: R texts, T new tokens, V entries.
 """
@@ -36,13 +37,16 @@ class Decoding:
         binding = encoder.io_binding()
         binding.bind_cpu_input("input_ids", np.ascontiguousarray(input_ids, dtype=np.int64))
         binding.bind_cpu_input("attention_mask", self._mask)
-        for entry in encoder.get_outputs():
-            binding.bind_output(entry.name, device)
+        given = [entry.name for entry in encoder.get_outputs()]
+        for name in given:
+            binding.bind_output(name, device)
         encoder.run_with_iobinding(binding)
-        self._memory = dict(zip(self._cross, binding.get_outputs(), strict=True))
-        rows, heads, _, width = self._memory[self._cross[0]].shape()
-        for name in self._past:
-            self._memory[name] = self._held(np.zeros((rows, heads, 0, width), dtype=np.float32))
+        self._memory = dict(zip(given, binding.get_outputs(), strict=True))
+        self._one_by_one = bool(set(given) & set(self._past))
+        if not self._one_by_one:
+            rows, heads, _, width = self._memory[self._cross[0]].shape()
+            for name in self._past:
+                self._memory[name] = self._held(np.zeros((rows, heads, 0, width), dtype=np.float32))
 
     def step(self, tokens_R: Ints, rows_R: Ints) -> Floats:
         if not np.array_equal(rows_R, np.arange(len(self._mask))):
@@ -52,6 +56,9 @@ class Decoding:
 
     def logits(self, tokens_RT: Ints) -> Floats:
         """`[R, T, V]` after each of some new tokens, which belong to the past from then on."""
+        if self._one_by_one and tokens_RT.shape[1] > 1:
+            parts = [self.logits(tokens_R1) for tokens_R1 in np.split(tokens_RT, tokens_RT.shape[1], axis=1)]
+            return np.concatenate(parts, axis=1)
         binding = self._decoder.io_binding()
         binding.bind_cpu_input("input_ids", np.ascontiguousarray(tokens_RT, dtype=np.int64))
         binding.bind_cpu_input("attention_mask", self._mask)

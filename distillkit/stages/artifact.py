@@ -29,10 +29,10 @@ from distillkit.export.parity import Parity
 from distillkit.export.writers import export_writer
 from distillkit.files import seal
 from distillkit.flops import flops_per_example
-from distillkit.model import FixedTeacher, LearningTeacherSource, Student, Teacher
+from distillkit.model import FixedTeacher, LearningTeacherSource, Student, Teacher, TextStudent
 from distillkit.settings import TaskSettings
 from distillkit.stages.job import PEERS, Job, Save
-from distillkit.stages.texts import wanted, writing
+from distillkit.stages.texts import corrected, wanted, writing
 from distillkit.stages.together import beside
 from distillkit.text_metrics import score_texts
 from distillkit.types import Batch, Want
@@ -84,7 +84,7 @@ def _exported(job: Job, model: Student, samples: Encoded, folder: Path) -> Parit
     """The artifact of a model, in the form that its kind has."""
     settings, labels, task = job.config.export, job.task.labels, job.config.task
     reading = Reading.of(task, job.metric)
-    if isinstance(model, EncoderDecoder):
+    if isinstance(model, TextStudent):
         assert isinstance(task, TaskSettings)
         how = writing(job)
         return export_writer(
@@ -159,8 +159,11 @@ def _texts(job: Job) -> Texts | None:
     """How models write, where the task is to."""
     if job.task.labels.kind != "text_to_text":
         return None
-    right, seed = wanted(job), job.config.seed
-    return Texts(writing(job), lambda tokens: score_texts(right, spelled(tokens, job.tokenizer), seed=seed))
+    right, sources, seed = wanted(job), corrected(job), job.config.seed
+    return Texts(
+        writing(job),
+        lambda tokens: score_texts(right, spelled(tokens, job.tokenizer), sources=sources, seed=seed),
+    )
 
 
 def _variant(job: Job, role: Role, backend: Backend, folder: Path, samples: Encoded) -> Variant:
@@ -218,6 +221,8 @@ def _in_this_process(job: Job, model: Teacher) -> Opened:
         return replace(batch, texts=tuple(map(tuple, texts)))
 
     opened = Opened(forward, "this process", None, model.spec.max_length)
-    opened.prepare = with_texts
+    opened.writer, opened.device = model.writer, device
+    if job.task.labels.kind != "text_to_text":
+        opened.prepare = with_texts
     opened.parameters = model.num_parameters
     return opened

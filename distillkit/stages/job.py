@@ -18,7 +18,7 @@ from distillkit.data.batching import Encoded, encode, measured
 from distillkit.data.corpora import documents
 from distillkit.data.tasks import Rows, Task
 from distillkit.data.tokenizers import load_tokenizer
-from distillkit.digests import Training
+from distillkit.digests import Training, digest
 from distillkit.losses.base import LossStack
 from distillkit.model import (
     LEFT,
@@ -97,6 +97,17 @@ class Job:
     def judged(self) -> Rows:
         """The rows that the report's figures are measured on: test, or validation where there is no test."""
         return self.task.validation if self.task.test is None else self.task.test
+
+    @property
+    def teacher_key(self) -> str:
+        """Names the teacher that the teacher stage left, for what is kept of its work: by its code, settings
+        and weights where it has some, whatever the seed of the run that uses it.
+        """
+        files: Mapping[str, Any] = self.run.stage("teacher").manifest["files"]
+        if self.trainable is None:
+            return digest(self.digests["teacher"], files)
+        weights = {name: one for name, one in files.items() if name.endswith((".safetensors", "config.json"))}
+        return digest(self.digests["tokenizer"], weights)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -9,7 +9,6 @@ import torch
 
 from distillkit import evaluate, preflight
 from distillkit.data.batching import TaskFeed
-from distillkit.digests import digest
 from distillkit.losses.base import TEACHER, LossStack
 from distillkit.model import STUDENT, FixedTeacher, LearningTeacherSource, Material, Teacher
 from distillkit.settings import Phase
@@ -65,7 +64,7 @@ def _kept(job: Job, phase: Phase, stack: LossStack, fixed: Teacher, feed: TaskFe
         want=stack.needs,
         reads=stack.reads,
         settings=phase.cache,
-        owner=digest(job.digests["teacher"], job.run.stage("teacher").manifest["files"]),
+        owner=job.teacher_key,
         device=job.device,
         precision=resolve_precision(job.config.runtime, job.device.type == "cpu"),
     )

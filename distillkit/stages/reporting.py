@@ -25,7 +25,7 @@ from distillkit.report.page import write_report
 from distillkit.rundir import RunDir
 from distillkit.settings import Labels, RunConfig
 from distillkit.stages.job import ANSWERS, INTERCHANGE, PREFLIGHT, STAGES, Job, Save
-from distillkit.stages.texts import read_texts, wanted
+from distillkit.stages.texts import corrected, read_texts, wanted
 from distillkit.stages.together import beside, who
 from distillkit.types import Access
 
@@ -107,8 +107,14 @@ def _judged(job: Job, answered: Judged) -> Judged:
     if taught is None or learned is None:
         return answered
     parts = {field.name: getattr(answered, field.name) for field in fields(answered)}
-    sources = [texts[0] for texts in job.judged.texts]
-    return JudgedTexts(**parts, sources=sources, wanted=wanted(job), taught=taught, learned=learned)
+    return JudgedTexts(
+        **parts,
+        sources=[texts[0] for texts in job.judged.texts],
+        wanted=wanted(job),
+        taught=taught,
+        learned=learned,
+        corrected=corrected(job),
+    )
 
 
 def _source(job: Job, role: Role) -> str:

@@ -6,7 +6,6 @@ from distillkit.augmenting import Augmentation, Place, augment
 from distillkit.data.augment import joined
 from distillkit.data.batching import TaskFeed
 from distillkit.data.tasks import Rows, load_unlabelled, unlabelled_rows
-from distillkit.digests import digest
 from distillkit.model import Teacher
 from distillkit.settings import Augment, BatchSettings, Phase
 from distillkit.stages.job import Job
@@ -40,7 +39,7 @@ def taught_rows(job: Job, name: str, phase: Phase, fixed: Teacher) -> Rows:
     assert fixed.writer is not None, "preflight refuses a teacher that writes none"
     author = Author(
         writer=fixed.writer,
-        owner=digest(job.digests["teacher"], job.run.stage("teacher").manifest["files"]),
+        owner=job.teacher_key,
         tokenizer=job.tokenizer,
         max_length=job.config.task.max_length,
         longest=writing(job).max_length or 1,

@@ -30,6 +30,12 @@ def wanted(job: Job) -> list[str]:
     return [str(text) for text in job.judged.labels]
 
 
+def corrected(job: Job) -> list[str]:
+    """The sources of the judged rows, where targets are corrections of them; else none."""
+    task = job.config.task
+    return [text for (text,) in job.judged.texts] if isinstance(task, TaskSettings) and task.edits else []
+
+
 def save_texts(job: Job, writer: Writer, folder: Path) -> dict[str, Measured]:
     """Write texts.json; the metrics of what was written. Raises StoppedError after a signal."""
     tokens = write_tokens(
@@ -41,7 +47,7 @@ def save_texts(job: Job, writer: Writer, folder: Path) -> dict[str, Measured]:
     )
     texts = spelled(tokens, job.tokenizer)
     (folder / TEXTS).write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
-    return score_texts(wanted(job), texts, seed=job.config.seed)
+    return score_texts(wanted(job), texts, sources=corrected(job), seed=job.config.seed)
 
 
 def read_texts(folder: Path) -> Sequence[str] | None:

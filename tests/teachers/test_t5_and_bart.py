@@ -193,3 +193,41 @@ def test_a_run_goes_from_pretraining_to_texts(tmp_path: Path, name: str, more: d
     assert last["flops"] > 0
     assert {"teacher", "student"} <= {row["stage"] for row in rows}
     assert json.loads((run.path / "export" / "parity.json").read_text())["same_predictions"] == 1.0
+
+
+@pytest.mark.slow
+def test_a_bart_is_pretrained_and_teaches_classes_to_an_encoder_and_to_a_bart(tmp_path: Path) -> None:
+    write_data(tmp_path)
+    bart = {"use": "bart", "layers": 1, "width": 16, "heads": 2, "positions": 32, "vocab_size": 320}
+    finetune = {"epochs": 2, "batch": {"tokens": 600, "examples": 32}}
+    teacher = {**bart, "pretrain": CONFIG["teacher"]["pretrain"], "finetune": finetune, "allow_weak": True}
+    losses = {"kd": {"use": "logits"}, "states": {"use": "hidden_mse", "layer_map": "last"}}
+    sections = {
+        "task": {**CONFIG["task"], "max_length": 16},
+        "distill": {**CONFIG["distill"], "losses": losses},
+        "output": str(tmp_path / "runs"),
+    }
+    first = write_config(
+        tmp_path, teacher=teacher, student={"use": "transformer", "layers": 1, "width": 8}, **sections
+    )
+    run = pipeline.run(first, until="export", progress="quiet")
+    start = str(run.path / "pretrain")
+    second = write_config(
+        tmp_path,
+        name="again",
+        teacher={"use": "pretrained", "path": str(run.path / "teacher"), "allow_weak": True},
+        student={"use": "pretrained", "path": start},
+        **sections,
+    )
+    again = pipeline.run(second, until="report", progress="quiet")
+    for folder in (run.path, again.path):
+        assert json.loads((folder / "export" / "parity.json").read_text())["same_predictions"] == 1.0
+    cut = write_config(
+        tmp_path,
+        name="cut",
+        teacher={"use": "pretrained", "path": str(run.path / "teacher"), "allow_weak": True},
+        student={"use": "transformer", "layers": 1, "initialise": {"from": "teacher"}},
+        **sections,
+    )
+    with pytest.raises(ConfigError, match="two stacks"):
+        pipeline.run(cut, until="student", progress="quiet")
