@@ -277,8 +277,10 @@ def measure(cell: Cell) -> dict[str, Any]:
     start = time.monotonic()
     folder = run(config, until="bench" if timed else "student")
     found: dict[str, Any] = {
-        role: {name: one["value"] for name, one in scores(folder, role).items()}
-        for role in ("teacher", "student")
+        "scores": {
+            role: {name: one["value"] for name, one in scores(folder, role).items()}
+            for role in ("teacher", "student")
+        }
     }
     if timed:
         found["speed"] = speed(folder)
@@ -328,7 +330,7 @@ Found = Mapping[Cell, Mapping[str, Any]]
 
 def of(found: Found, student: str, arm: str, task: str, role: str = "student") -> list[float]:
     return [
-        told[role][TASKS[task].metric]
+        told["scores"][role][TASKS[task].metric]
         for cell, told in found.items()
         if (cell.student, cell.arm, cell.task) == (student, arm, task)
     ]
@@ -341,7 +343,7 @@ def differences(found: Found, student: str, arm: str, tasks: Sequence[str]) -> N
         other = found.get(Cell(cell.seed, cell.task, student, "alone"))
         if (cell.student, cell.arm) == (student, arm) and cell.task in tasks and other is not None:
             metric = TASKS[cell.task].metric
-            pairs.append(told["student"][metric] - other["student"][metric])
+            pairs.append(told["scores"]["student"][metric] - other["scores"]["student"][metric])
     return np.asarray(pairs)
 
 
