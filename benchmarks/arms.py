@@ -88,8 +88,8 @@ Counts = dict[str, list[int]]
 @dataclass(frozen=True)
 class Scale:
     """size: shape of the main model; budget, small, long: FLOPs of pretraining of the orderings, of the
-    mechanisms, and of the teacher that is pretrained longer; batch and length of its sequences; characters: of
-    the corpus, and files it is taken from; more: arms that this scale alone has.
+    mechanisms, and of the teacher that is pretrained longer; batch and length of its sequences;
+    characters: of the corpus, and files it is taken from; more: arms that this scale alone has.
     """
 
     size: dict[str, Any]

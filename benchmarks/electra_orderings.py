@@ -51,7 +51,7 @@ from scipy import stats
 
 FAMILIES = {"MLM": masked_likelihood, "ELECTRA": original_odds, "ELECTRA 15 %": original_odds}
 LONGER = 1
-"""Seed of the teacher that is pretrained longer; it and the random weights of this seed are fine-tuned too."""
+"""Seed of the teacher that is pretrained longer; it and random weights of this seed are fine-tuned too."""
 PRIMARY = "chunking"
 MARGIN = 1.5
 """Points within which two arms are called equivalent."""
@@ -318,7 +318,8 @@ def main() -> None:
     lines = [
         "# Pretraining objectives at equal FLOPs",
         f"{len(found)} of {len(cells)} cells, {hours:.1f} hours, seeds {given.seeds}, {scale.precision}. "
-        f"Main model {json.dumps(scale.size)}, length {scale.length}, batches of {scale.batch}, rate {scale.lr}. "
+        f"Main model {json.dumps(scale.size)}, length {scale.length}, batches of {scale.batch}, rate "
+        f"{scale.lr}. "
         f"Fine-tuning {json.dumps(RECIPE)}. Mean over seeds (smallest to largest).",
         "",
         *table(found, scale),

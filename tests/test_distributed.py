@@ -119,9 +119,7 @@ def pretraining_config(folder: Path, name: str) -> Path:
         return write_config(folder, teacher=teacher)
     tinytexts.write_rows(folder)
     losses = {"losses": {"gold": {"use": "gold"}}}
-    return write_config(
-        folder, teacher=teacher, task=TASK, student=STUDENT, distill=losses
-    )
+    return write_config(folder, teacher=teacher, task=TASK, student=STUDENT, distill=losses)
 
 
 @pytest.mark.parametrize(
