@@ -5,6 +5,7 @@ package of its own brings.
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,18 @@ def open_openvino(path: Path, *, precision: str, threads: int) -> Any:
 
     check_model(path)
     options = session_options(threads=threads, spinning=False)
-    hints = {"CPU": {"INFERENCE_PRECISION_HINT": _PRECISIONS[precision], "INFERENCE_NUM_THREADS": threads}}
+    hints = {
+        "CPU": {"INFERENCE_PRECISION_HINT": _PRECISIONS[precision], "INFERENCE_NUM_THREADS": str(threads)}
+    }
     options.add_provider_for_devices(_devices(onnxruntime), {"load_config": json.dumps(hints)})
     return session_of(path, options, _NAME)
+
+
+@cache  # a second time would be refused
+def _register(library: str) -> None:
+    import onnxruntime
+
+    onnxruntime.register_execution_provider_library(_NAME, library)
 
 
 def _devices(onnxruntime: Any) -> list[Any]:
@@ -39,13 +49,13 @@ def _devices(onnxruntime: Any) -> list[Any]:
         import onnxruntime_ep_openvino as plugin
     except ImportError:
         raise MissingError("OpenVINO is not installed here", where="provider", hint=INSTALL) from None
-    if not any(device.ep_name == _NAME for device in onnxruntime.get_ep_devices()):
-        onnxruntime.register_execution_provider_library(_NAME, plugin.get_library_path())
+    _register(plugin.get_library_path())
     found = [
         device
         for device in onnxruntime.get_ep_devices()
         if device.ep_name == _NAME and device.ep_metadata.get("ov_device") == "CPU"
     ]
     if not found:
-        raise MissingError("OpenVINO finds no CPU that it knows", where="provider", hint="ask for cpu")
+        problem = "OpenVINO's plugin offers no CPU here: it takes those of Intel"
+        raise MissingError(problem, where="provider", hint="ask for cpu")
     return found

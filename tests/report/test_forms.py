@@ -121,7 +121,7 @@ def test_every_row_stands_in_the_table_of_the_terminal_one_that_failed_with_its_
     console.print(bench_for_terminal((*facts.bench, failed), "accuracy"))
     lines = console.export_text().splitlines()
     (small,) = [line for line in lines if "ONNX Runtime int8, CPU" in line]
-    assert "−0.004 (−0.026 to 0.018)" in small and small.rstrip().endswith("ok")
+    assert "−0.004 (−0.026 to +0.018)" in small and small.rstrip().endswith("ok")
     (absent,) = [line for line in lines if "OpenVINO, CPU" in line]
     assert absent.rstrip().endswith("OpenVINO is not installed here")
     assert "batch 1, length 64; accuracy" in lines[0]
