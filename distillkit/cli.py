@@ -561,7 +561,9 @@ def _show_measurements(run_folder: Path) -> None:
 
     path = run_folder / "bench" / "measurements.json"
     if path.is_file():
-        _console().print(bench_for_terminal(load_bench(path), json.loads(path.read_text())["metric"]))
+        _console(width=220).print(
+            bench_for_terminal(load_bench(path), json.loads(path.read_text())["metric"])
+        )
     print(f"bench: {path}")
 
 
@@ -623,10 +625,10 @@ def _parts(error: DistillkitError) -> list[dict[str, Any]]:
     return [{"where": one.where, "problem": one.problem, "hint": one.hint} for one in errors]
 
 
-def _console() -> Any:
+def _console(width: int = 120) -> Any:
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120)
+    return Console(width=None if sys.stdout.isatty() else width)
 
 
 def _tell(message: str) -> None:
