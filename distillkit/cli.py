@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from distillkit.errors import ConfigError, DistillkitError
+from distillkit.errors import ConfigError, DistillkitError, FloorError
 
 if TYPE_CHECKING:
     from distillkit.recipe import Loaded
@@ -160,13 +160,55 @@ def export(
         print(f"{serve}: {run_folder / serve}")
 
 
-_stage_command(
-    "bench",
-    "bench",
-    "Run up to the measurements of teacher and student.",
-    "distillkit bench config.yaml",
-    "distillkit bench runs/mine bench.threads=1",
+@app.command(
+    epilog=_examples(
+        "distillkit bench config.yaml bench.threads=1",
+        "distillkit bench runs/mine --floor metric=0.90 p95=10ms size=20MB",
+    )
 )
+def bench(
+    config: Config = None,
+    overrides: Overrides = None,
+    sets: Sets = None,
+    code: Code = None,
+    floor: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--floor",
+            metavar="NAME=BOUND",
+            help="exit with 12 where no form of the exported student reaches it; more may follow",
+        ),
+    ] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run up to the measurements of teacher and student, and print them."""
+    settings, floors = _floors(overrides or [], floor or [])
+    _run(config, [*settings, *floors], sets, code, "bench", quiet, force)
+
+
+def _floors(overrides: Sequence[str], given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides, and the floors as one of them. What follows a --floor and names no part of a config is a
+    floor too.
+    """
+    if not given:
+        return list(overrides), []
+    from distillkit.settings import RunConfig
+
+    def is_floor(override: str) -> bool:
+        key = override.partition("=")[0]
+        return "." not in key and key not in RunConfig.model_fields
+
+    floors: dict[str, float | str] = {}
+    for one in [*given, *filter(is_floor, overrides)]:
+        name, equals, bound = one.partition("=")
+        if not (name and equals and bound):
+            raise ConfigError(f"{one!r} is no floor", where="--floor", hint="--floor metric=0.90 p95=10ms")
+        try:
+            floors[name] = float(bound)
+        except ValueError:
+            floors[name] = bound
+    return [one for one in overrides if not is_floor(one)], [f"bench.floor={json.dumps(floors)}"]
 
 
 @app.command(
@@ -483,7 +525,13 @@ def _run(
     loaded = _load(_path(config), [*(overrides or []), *(sets or [])], code or [])
     from distillkit import pipeline
 
-    run_folder = pipeline.run(loaded, until=until, progress="quiet" if quiet else "auto", force=force).path
+    try:
+        run_folder = pipeline.run(
+            loaded, until=until, progress="quiet" if quiet else "auto", force=force
+        ).path
+    except FloorError:  # everything was measured
+        _show_result(pipeline.run_path(loaded), until)
+        raise
     if os.environ.get("RANK", "0") == "0":
         _show_result(run_folder, until)
     return run_folder
@@ -496,12 +544,27 @@ def _show_result(run_folder: Path, until: str) -> None:
     from distillkit.report.tables import for_terminal
 
     path = run_folder / "report" / FACTS_FILE
+    if until == "bench":
+        _show_measurements(run_folder)
+        return
     if until != "report" or not path.is_file():
         print(f"{until}: {run_folder / until}")
         return
     facts = load_facts(path)
     _console().print(for_terminal(facts))
     print(f"{headline(facts)}\nreport: {run_folder / 'report.html'}")
+
+
+def _show_measurements(run_folder: Path) -> None:
+    from distillkit.report.facts import load_bench
+    from distillkit.report.tables import bench_for_terminal
+
+    path = run_folder / "bench" / "measurements.json"
+    if path.is_file():
+        _console(width=220).print(
+            bench_for_terminal(load_bench(path), json.loads(path.read_text())["metric"])
+        )
+    print(f"bench: {path}")
 
 
 def _path(config: Path | None) -> Path:
@@ -572,10 +635,10 @@ def _parts(error: DistillkitError) -> list[dict[str, Any]]:
     return [{"where": one.where, "problem": one.problem, "hint": one.hint} for one in errors]
 
 
-def _console() -> Any:
+def _console(width: int = 120) -> Any:
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120)
+    return Console(width=None if sys.stdout.isatty() else width)
 
 
 def _tell(message: str) -> None:

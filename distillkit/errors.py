@@ -82,6 +82,12 @@ class SecurityError(DistillkitError):
     exit_code = 11
 
 
+class FloorError(DistillkitError):
+    """What was measured is worse than the floors that were asked for (12)."""
+
+    exit_code = 12
+
+
 class StoppedError(DistillkitError):
     """Stopped by a signal after a checkpoint was saved: the same command goes on (75, or 130 after
     Ctrl-C)."""

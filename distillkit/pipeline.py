@@ -97,6 +97,8 @@ def run(
                 todo = _todo(job, until)
                 call.begin()
                 _run_stages(job, todo)
+                if world.main and STAGES.index(until) >= STAGES.index("bench"):
+                    stages.check_floors(job)
         except DistillkitError as error:
             state = "stopped" if error.exit_code in (75, 130) else "failed"
             if world.main:

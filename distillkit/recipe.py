@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,13 @@ _METRICS = {
     "mlm": ("accuracy", "cross_entropy"),
     "text_to_text": ("accuracy", "cross_entropy"),
 }
+_ALSO_MEASURED = {
+    "regression": ("mse",),
+    "mlm": ("perplexity",),
+    "text_to_text": ("perplexity", "exact_match", "bleu", "chrf", "rouge1", "rouge2", "rouge_l"),
+}
+"""Metrics that choose no weights."""
+_OF_EDITS = ("edit_precision", "edit_recall", "edit_f05")
 _OF_TEXTS = ("prefix", "max_target", "generation", "edits")
 """Settings of a task whose answers are texts."""
 _NO_LABELS = ("regression", "mlm", "text_to_text")
@@ -347,6 +355,7 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[Keys, str, str]]:
         forms = ", ".join(config.export.forms)
         problem = f"export.formats: {forms} and task.kind: {task.kind} contradict each other"
         yield ("export", "formats"), problem, "an artifact of two graphs has one form, fp32"
+    yield from _floors(config)
     for at, phase in _phases(config):
         if phase.batch.micro > phase.batch.examples:
             problem = f"batch.micro: {phase.batch.micro} is more than batch.examples: {phase.batch.examples}"
@@ -363,6 +372,32 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[Keys, str, str]]:
             if phase.corpus is not None and loss.needs_labels and task.kind != "mlm":
                 problem = f"{_dotted(here)}: {loss.use} needs labels, and corpus: {phase.corpus} has none"
                 yield here, problem, "leave it out of this phase, or train on the task's rows"
+
+
+def measured_metrics(task: TaskSettings | SeveralTasks) -> tuple[str, ...]:
+    """Names of the metrics that models of the task are measured in; of several tasks also of each."""
+    names = (*_METRICS[task.kind], *_ALSO_MEASURED.get(task.kind, ()))
+    if not isinstance(task, SeveralTasks):
+        return (*names, *(_OF_EDITS if task.edits else ()))
+    return (*names, *(f"{one}.{name}" for one in task.tasks for name in names))
+
+
+def _floors(config: RunConfig) -> Iterator[tuple[Keys, str, str]]:
+    """(path, problem, hint) of floors that cannot be measured."""
+    bench, at = config.bench, ("bench", "floor")
+    if not bench.floor:
+        return
+    from distillkit.report.floors import read_floor  # numpy, which other recipes need not
+
+    if all(name.startswith("pytorch") for name in bench.backends):
+        problem = f"bench.floor and bench.backends: {', '.join(bench.backends)} contradict each other"
+        yield at, problem, "floors are asked of the exported student: add onnxruntime"
+    metrics, shapes = measured_metrics(config.task), set(product(bench.batch, bench.length))
+    for name, bound in bench.floor.items():
+        try:
+            read_floor(name, bound, metrics, shapes)
+        except ConfigError as error:
+            yield (*at, name), f"bench.floor: {error.problem}", error.hint
 
 
 def _task(task: TaskSettings, at: str) -> Iterator[tuple[str, str, str]]:

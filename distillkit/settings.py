@@ -653,8 +653,25 @@ class ExportSettings(Section):
         return tuple(name for name in dict.fromkeys(self.formats) if name != "fp32")
 
 
+BackendName = Literal[
+    "pytorch",
+    "pytorch-bf16",
+    "pytorch-compile",
+    "pytorch-compile-bf16",
+    "onnxruntime",
+    "openvino",
+    "openvino-bf16",
+]
+"""A runtime, and the precision of its arithmetic where it is not the model's."""
+ScenarioName = Literal["single-stream", "offline", "server"]
+Bound = float | str
+"""A number, or one with its unit (10ms, 1.5s, 20MB)."""
+
+
 class BenchSettings(Section):
     """What is measured, and how long."""
+
+    mechanical = frozenset({"floor"})
 
     batch: Annotated[list[Count], Field(min_length=1)] = Field(default=[1, 8, 32], description="batch sizes")
     length: Annotated[list[Annotated[int, Field(ge=3)]], Field(min_length=1)] = Field(
@@ -663,17 +680,41 @@ class BenchSettings(Section):
     new_tokens: Count = Field(
         default=32, description="tokens that a timed text has, whatever its end; text_to_text only"
     )
-    backends: Annotated[list[Literal["pytorch", "onnxruntime"]], Field(min_length=1)] = Field(
+    backends: Annotated[list[BackendName], Field(min_length=1)] = Field(
         default=["pytorch", "onnxruntime"], description="runtimes to measure teacher and student in"
     )
     provider: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="device measured; what is asked for must be what runs"
     )
-    warmup: Count = Field(default=10, description="untimed iterations of a cell")
-    iterations: Count = Field(default=50, description="fewest timed iterations of a cell")
-    seconds: NonNegative = Field(default=2.0, description="shortest timed duration of a cell")
+    rounds: Count = Field(
+        default=3,
+        description="rounds in which the models take turns, each in a process that stays; with 1, one after "
+        "the other, and no spread between rounds",
+    )
+    warmup: Count = Field(default=10, description="untimed iterations of a cell, over all rounds")
+    iterations: Count = Field(default=50, description="fewest timed iterations of a cell, over all rounds")
+    seconds: NonNegative = Field(
+        default=5.0, description="shortest timed duration of a cell or a scenario, over all rounds"
+    )
     threads: Count | None = Field(
         default=None, description="threads per process; default: the machine's physical cores"
+    )
+    spinning: bool = Field(
+        default=False,
+        description="let ONNX Runtime's threads spin during a run, which disturbs a busy machine",
+    )
+    scenarios: list[ScenarioName] = Field(
+        default=[],
+        description="also measured, on rows as long as they are: one after the other, all at once, arriving "
+        "by chance",
+    )
+    bound_ms: Positive = Field(
+        default=100.0, description="server: milliseconds from its arrival that 99 of 100 requests may take"
+    )
+    floor: dict[str, Bound] = Field(
+        default={},
+        description="what a form of the exported student must reach, or the command fails (exit code 12): "
+        "metric or a metric's name, p50, p95, p99 (also p95@8x128), throughput, size, memory, cold",
     )
 
 

@@ -13,6 +13,7 @@ OTHERS = {
     "distillkit/data/bundled/rotten_tomatoes.jsonl.gz": "8,530 film snippets (CC BY 4.0, see NOTICE.md)",
     "distillkit/report/templates": "The page and the model card, as jinja templates",
     "benchmarks/results": "What the scripts above measured, with hardware, versions and seeds",
+    "docs/bench.md": "Measuring: runtimes, noise, scenarios, floors, which form is best here",
     "docs/architecture.md": "The words, the imports, one way through",
     "docs/pretraining.md": "BERT and the families around it: settings, ablations, what is logged",
     "docs/seq2seq.md": "Texts from texts: answers, students, written targets, the two graphs",

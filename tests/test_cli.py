@@ -14,8 +14,11 @@ import pytest
 from distillkit import catalog, launching, pipeline, recipe
 from distillkit.cli import app, main
 from distillkit.errors import DataError, DivergedError, ErrorGroup, StoppedError
+from distillkit.judging import judge_of
 from distillkit.rundir import RunDir
 from distillkit.schema import json_schema
+from distillkit.settings import Labels, TaskSettings
+from distillkit.text_metrics import score_texts
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = [
@@ -303,3 +306,41 @@ def test_signals_and_other_ends_of_several_processes(here: Path, monkeypatch: py
     RunDir.open(here / "runs" / "good").status("failed", 75, "stopped", "")
     codes = [main(["run", "config.yaml", "seed=3", "--gpus", "2"]) for _ in range(3)]
     assert codes == [0, 4, 75]
+
+
+def test_what_follows_a_floor_and_is_no_setting_is_a_floor(here: Path, ran: list[dict[str, Any]]) -> None:
+    floors = ["--floor", "metric=0.90", "p95=10ms", "--floor", "size=20MB"]
+    assert main(["bench", "config.yaml", "student.layers=2", *floors, "seed=4"]) == 0
+    config = ran[0]["loaded"].config
+    assert config.bench.floor == {"metric": 0.9, "size": "20MB", "p95": "10ms"}
+    assert (config.student.layers, config.seed) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("floor", "words"),
+    [
+        ("accurcy=0.9", "did you mean 'accuracy'?"),
+        ("p95=10MB", "'10MB' is no bound of p95"),
+        ("pearson=0.9", "'pearson' is nothing that is measured"),
+        ("p95@3x3=1ms", "names no batch x length that is timed"),
+        ("p95", "is no floor"),
+        ("=3", "is no floor"),
+    ],
+)
+def test_a_floor_that_cannot_be_asked_is_refused_before_anything_runs(
+    floor: str, words: str, here: Path, ran: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "config.yaml", "--floor", floor]) == 2
+    assert words in capsys.readouterr().err and not ran
+    (here / "config.yaml").write_text(CONFIG + "bench: {backends: [pytorch]}\n")
+    assert main(["bench", "config.yaml", "--floor", "metric=0.9"]) == 2
+    assert "add onnxruntime" in capsys.readouterr().err and not ran
+
+
+def test_floors_know_the_metrics_that_are_measured() -> None:
+    """Names that a recipe may give a floor must be those that a model's row has."""
+    for kind in ("classification", "regression", "token_classification", "mlm", "text_to_text"):
+        task = TaskSettings(kind=kind, train="train.csv")
+        labels = Labels(kind=kind, names=("O", "B-x") if kind == "token_classification" else ())
+        written = set(score_texts(["a b"], ["a c"], seed=0)) if kind == "text_to_text" else set()
+        assert set(recipe.measured_metrics(task)) == {*judge_of(labels).metrics(labels), *written}

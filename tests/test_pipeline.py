@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import WORDS
-from tinyrun import CONFIG, measured_here, write_config, write_data
+from tinyrun import CONFIG, Here, write_config, write_data
 
 from distillkit import Custom, Parts, Spec, files, pipeline, stages
 from distillkit.bench import measure
@@ -55,7 +55,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """`done` has the real children."""
-    monkeypatch.setattr(measure, "run_child", measured_here)
+    monkeypatch.setattr(measure, "Child", Here)
 
 
 def made(run: Path) -> dict[str, int]:
@@ -196,6 +196,24 @@ def test_what_does_not_change_the_result_reruns_nothing(done: Path, here: Path, 
     before = made(here / "runs" / "tiny")
     pipeline.run(config, overrides=[override], progress="quiet")
     assert made(here / "runs" / "tiny") == before
+
+
+def test_a_finished_run_is_judged_by_floors_without_being_measured_again(
+    done: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(done, here / "runs" / "tiny")
+    run = here / "runs" / "tiny"
+    before = made(run)
+    assert main(["bench", "runs/tiny", "--floor", "metric=0.01", "p95=60s", "p99@2x8=60s"]) == 0
+    told = capsys.readouterr()
+    assert "student-onnxruntime meets metric, p95, p99@2x8" in told.out + told.err
+    assert "ONNX Runtime, CPU" in told.out and "against plain" in told.out
+    assert main(["bench", "runs/tiny", "--quiet", "--floor", "accuracy=1.01", "--floor", "size=1kB"]) == 12
+    told = capsys.readouterr()
+    assert "student-onnxruntime: accuracy is " in told.err and ", at least 1.0100 asked" in told.err
+    assert ", at most 1.0 kB asked" in told.err and "ONNX Runtime, CPU" in told.out
+    assert json.loads((run / "status.json").read_text())["exit_code"] == 12
+    assert made(run) == before
 
 
 class Crash(Exception):

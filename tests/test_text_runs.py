@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tinytexts
-from tinyrun import CONFIG, measured_here, write_config
+from tinyrun import CONFIG, Here, write_config
 
 from distillkit import catalog, pipeline, planning, recipe
 from distillkit.bench import measure
@@ -62,7 +62,7 @@ def run(path: Path, **how: Any) -> tuple[Path, RunFacts]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "run_child", measured_here)
+    monkeypatch.setattr(measure, "Child", Here)
 
 
 def snippets(card: str) -> list[str]:

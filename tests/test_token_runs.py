@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import WORDS
-from tinyrun import CONFIG, measured_here, write_config, write_data
+from tinyrun import CONFIG, Here, write_config, write_data
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from distillkit import catalog, pipeline, planning, recipe
@@ -68,7 +68,7 @@ def run(path: Path) -> tuple[Path, RunFacts]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "run_child", measured_here)
+    monkeypatch.setattr(measure, "Child", Here)
 
 
 def measured_alike(facts: RunFacts) -> None:

@@ -1,6 +1,6 @@
-"""The process that measures one variant: `python -m distillkit.bench.child request.json result.json`.
+"""The process that measures one variant: `python -m distillkit.bench.child`, asked by `process.Child`.
 
-It loads one model once, runs nothing else, and leaves result.json and answers.npy beside it.
+It loads one model once, runs nothing else, and is asked to open it, for each round, and to finish.
 """
 
 from __future__ import annotations
@@ -9,113 +9,67 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from distillkit.answers import KEPT
+from distillkit.bench.backends import BACKENDS, Machine
+from distillkit.bench.process import serve
 from distillkit.bench.samples import load_samples
-from distillkit.bench.timing import Opened, measure_opened
-from distillkit.bench.writing import writing_cell
-from distillkit.errors import DistillkitError, MissingError
-from distillkit.export.bundle import MODEL
-from distillkit.export.decoding import DECODER, ENCODER, OnnxWriter
-from distillkit.export.parity import run as run_session
-from distillkit.flops import flops_per_example
-from distillkit.opening import open_model
-from distillkit.runtime.session import open_session
-from distillkit.settings import GenerationSettings
-from distillkit.types import Batch, Want
+from distillkit.bench.timing import Subject
+from distillkit.bench.writing import time_texts
+from distillkit.settings import BenchSettings, GenerationSettings
 from distillkit.writing import write_tokens
 
-TOKENS = "tokens.json"
-"""What a model that writes wrote for each sample."""
+ANSWERS, TOKENS = "answers.npy", "tokens.json"
+"""What is left of a variant in its folder: what is kept of its answers, and what a model that writes wrote
+for each sample.
+"""
 
 
-def serve(measure: Callable[[Mapping[str, Any]], dict[str, Any]], arguments: list[str]) -> int:
-    """Read the request, measure, write the result (or the error, in words); the exit code."""
-    request, target = json.loads(Path(arguments[0]).read_text()), Path(arguments[1])
-    try:
-        result = measure(request)
-    except DistillkitError as error:
-        target.write_text(json.dumps({"error": error.problem}))
-        return error.exit_code
-    target.write_text(json.dumps(result))
-    return 0
+class Measuring:
+    """What the process holds: nothing until it is asked to open a model."""
 
+    def __init__(self) -> None:
+        self._subject: Subject | None = None
 
-def measure(request: Mapping[str, Any]) -> dict[str, Any]:
-    torch.set_num_threads(request["threads"])
-    start = time.perf_counter()
-    opened = OPEN[request["backend"]](Path(request["folder"]), request["provider"], request["threads"])
-    loaded = time.perf_counter() - start
-    opened.peak = lambda: _peak_memory(request["provider"])
-    scratch = Path(request["samples"])
-    samples = load_samples(scratch)
-    how = None if request["writing"] is None else GenerationSettings(**request["writing"])
-    if how is not None and opened.writer is not None:
-        opened.cell = writing_cell(opened.writer, opened.device, how)
-    told, answers = measure_opened(opened, samples, request["settings"], KEPT[request["kind"]])
-    np.save(scratch / "answers.npy", answers, allow_pickle=False)
-    if how is not None and opened.writer is not None:
-        texts = write_tokens(opened.writer, samples, how, device=opened.device)
-        (scratch / TOKENS).write_text(json.dumps(texts))
-    return {**told, "load_seconds": loaded}
+    def answer(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Do what `question` says: open, round, or finish."""
+        if question["do"] == "open":
+            return self._open(question)
+        assert self._subject is not None, "nothing was opened"
+        if question["do"] == "round":
+            self._subject.round()
+            return {}
+        return self._finish(self._subject, question)
 
+    def _open(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        settings, machine = BenchSettings(**question["settings"]), Machine(**question["machine"])
+        torch.set_num_threads(machine.threads)
+        start = time.perf_counter()
+        self._opened = BACKENDS[question["backend"]].open(Path(question["folder"]), machine)
+        loaded = time.perf_counter() - start
+        self._opened.peak = lambda: _peak_memory(machine.provider)
+        self._how = None if question["writing"] is None else GenerationSettings(**question["writing"])
+        if self._how is not None and self._opened.writer is not None:
+            time_texts(self._opened, self._opened.writer, self._how, settings.new_tokens)
+        samples = load_samples(Path(question["samples"]))
+        self._subject = Subject(self._opened, samples, settings, seed=question["seed"])
+        return {"load_seconds": loaded}
 
-def _open_pytorch(folder: Path, provider: str, threads: int) -> Opened:
-    if provider == "cuda" and not torch.cuda.is_available():
-        raise MissingError("PyTorch has no CUDA device here", where="bench.provider")
-    device = torch.device(provider)
-    model = open_model(folder).eval().to(device)
-    want = Want()
-
-    def forward(batch: Batch) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            logits: NDArray[np.float32] = model.outputs(batch.to(device), want=want).logits.cpu().numpy()
-        return logits
-
-    opened = Opened(
-        forward,
-        f"PyTorch {device.type}",
-        (folder / "model.safetensors").stat().st_size,
-        model.spec.max_length,
-    )
-    opened.parameters = sum(parameter.numel() for parameter in model.parameters())
-    opened.flops = lambda batch: flops_per_example(model, batch.to(device))
-    opened.writer, opened.device = model.writer, device
-    return opened
-
-
-def _open_onnxruntime(folder: Path, provider: str, threads: int) -> Opened:
-    if (folder / DECODER).is_file():
-        return _open_graphs(folder, provider, threads)
-    session = open_session(folder / MODEL, provider=provider, threads=threads)  # type: ignore[arg-type]
-    config = json.loads((folder / "config.json").read_text())
-    size = (folder / MODEL).stat().st_size
-    return Opened(
-        lambda batch: run_session(session, batch), session.get_providers()[0], size, config["max_length"]
-    )
-
-
-def _open_graphs(folder: Path, provider: str, threads: int) -> Opened:
-    """An encoder and a decoder."""
-    made = OnnxWriter.open(folder, threads=threads, provider=provider)  # type: ignore[arg-type]
-    config = json.loads((folder / "config.json").read_text())
-    size = sum((folder / name).stat().st_size for name in (ENCODER, DECODER))
-    opened = Opened(made.logits, made.provider_name, size, config["max_length"])
-    opened.writer = made
-    return opened
-
-
-OPEN: Mapping[str, Callable[[Path, str, int], Opened]] = {
-    "pytorch": _open_pytorch,
-    "onnxruntime": _open_onnxruntime,
-}
+    def _finish(self, subject: Subject, question: Mapping[str, Any]) -> dict[str, Any]:
+        told, answers = subject.finish(KEPT[question["kind"]])
+        out = Path(question["out"])
+        np.save(out / ANSWERS, answers, allow_pickle=False)
+        writer = self._opened.writer
+        if self._how is not None and writer is not None:
+            texts = write_tokens(writer, subject.samples, self._how, device=self._opened.device)
+            (out / TOKENS).write_text(json.dumps(texts))
+        return told
 
 
 def _peak_memory(provider: str) -> int:
@@ -137,4 +91,4 @@ def peak_resident_bytes() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(measure, sys.argv[1:]))
+    serve(Measuring().answer)

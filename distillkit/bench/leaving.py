@@ -1,16 +1,16 @@
 """What leaving early keeps and saves: every rule of an artifact with exits, on real rows.
 
 The parts answer every row once, so that quality and depth of each rule follow exactly; then the rules take
-turns in walking real rows, beside the whole model. `python -m distillkit.bench.leaving request.json
-result.json` is the process that does both; `measure_exits` asks it and adds what the rows' labels say.
+turns in walking real rows, beside the whole model. `python -m distillkit.bench.leaving` is the process that
+does both; `measure_exits` asks it and adds what the rows' labels say.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from distillkit import evaluate
 from distillkit.answers import logits
-from distillkit.bench.child import serve
-from distillkit.bench.measure import physical_cores, run_child
+from distillkit.bench.measure import physical_cores
+from distillkit.bench.process import Child, FailedError, serve
 from distillkit.bench.samples import load_samples, save_samples
 from distillkit.bench.timing import predict
 from distillkit.data.batching import Encoded, collate
@@ -75,7 +75,7 @@ def measure_exits(
         "batch": settings.batch,
         "threads": settings.threads or physical_cores(),
     }
-    result, reason = run_child(command, request, scratch, limit=_LIMIT, between=between)
+    result, reason = _asked(command, request, between)
     content: dict[str, Any] = {"depths": facts["depths"], "status": reason or "ok", "rules": []}
     if result is not None:
         said_EnV = np.load(scratch / "said.npy", allow_pickle=False)
@@ -92,6 +92,17 @@ def measure_exits(
         ]
     (folder / RESULT).write_text(json.dumps(content, indent=1))
     return reason
+
+
+def _asked(
+    command: Sequence[str], request: Mapping[str, Any], between: Callable[[], None]
+) -> tuple[dict[str, Any] | None, str]:
+    """What the process measured, or None and why it did not."""
+    with closing(Child(command, threads=request["threads"])) as child:
+        try:
+            return child.ask(request, limit=_LIMIT, between=between), ""
+        except FailedError as failed:
+            return None, str(failed)
 
 
 def _judged(
@@ -169,4 +180,4 @@ def _seconds(walk: Callable[[Mapping[str, Array]], Any], batches: Sequence[Mappi
 
 
 if __name__ == "__main__":
-    sys.exit(serve(measure, sys.argv[1:]))
+    serve(measure)

@@ -1,14 +1,11 @@
-"""Times a model that writes texts: whole texts of one length, and the first token alone."""
+"""What is timed of a model that writes texts: whole texts of one length, and the first token alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-
-from distillkit.bench.timing import Cell, time_cell
+from distillkit.bench.timing import FIRST, FORWARD, Calls, Opened
 from distillkit.metrics import Measured
 from distillkit.model import Writer
 from distillkit.settings import GenerationSettings
@@ -24,21 +21,19 @@ class Texts:
     score: Callable[[list[list[int]]], Mapping[str, Measured]]
 
 
-def writing_cell(writer: Writer, device: torch.device, how: GenerationSettings) -> Cell:
-    """Measures texts of exactly `new_tokens` tokens, whatever their ends, so that models are compared over
-    equally long ones; `first_ms` is the median time until there is a first token.
+def time_texts(opened: Opened, writer: Writer, how: GenerationSettings, new_tokens: int) -> None:
+    """Have texts timed in the place of forwards: in cells those of exactly `new_tokens` tokens, whatever
+    their ends, so that models are compared over equally long ones, and until there is a first token; in
+    scenarios texts as they end.
     """
 
-    def cell(batch: Batch, settings: Mapping[str, Any]) -> dict[str, Any]:
-        sources, count = sources_of(batch).to(device), int(settings["new_tokens"])
-        whole, first = (
-            time_cell(lambda one, so_many=so_many: writer.write(one, so_many), sources, settings)  # type: ignore[misc]
-            for so_many in (exactly(how, count), exactly(how, 1))
-        )
-        per_second = whole["examples_per_s"] * count
-        return {**whole, "tokens_per_s": per_second, "first_ms": first["p50_ms"]}
+    def calls(batch: Batch) -> Calls:
+        sources = sources_of(batch).to(opened.device)
+        whole, first = exactly(how, new_tokens), exactly(how, 1)
+        return {FORWARD: lambda: writer.write(sources, whole), FIRST: lambda: writer.write(sources, first)}
 
-    return cell
+    opened.calls = calls
+    opened.request = lambda batch: writer.write(sources_of(batch).to(opened.device), how)
 
 
 def exactly(how: GenerationSettings, count: int) -> GenerationSettings:

@@ -113,7 +113,8 @@ class Curve:
 @dataclass(frozen=True)
 class Cell:
     """Latency of one batch x length, in milliseconds for a whole batch; of a model that writes, of whole
-    texts, with the time until their first token.
+    texts, with the time until their first token. rounds_ms: the median of each round; noisy: they overlap
+    with those of another row of its role, so that the two are not told apart.
     """
 
     batch: int
@@ -124,13 +125,17 @@ class Cell:
     examples_per_s: float
     tokens_per_s: float | None = None
     first_ms: float | None = None
+    rounds_ms: tuple[float, ...] = ()
+    noisy: bool = False
 
 
 @dataclass(frozen=True)
 class BenchRow:
     """A model in a runtime, measured. Unknown sizes are None; `status` is "ok" or says what went wrong.
 
-    format: the form of an artifact; difference: of another form, its metrics minus those of the plain one.
+    format: the form of an artifact; precision: of its arithmetic; first_seconds: until its first answer, once
+    loaded; scenarios: figures by name; difference: its metrics minus those of the plain form of its
+    role; agreement: with that one's answers.
     """
 
     name: str
@@ -147,6 +152,17 @@ class BenchRow:
     metrics: dict[str, Measured] = field(default_factory=dict)
     format: str = PLAIN
     difference: dict[str, Measured] = field(default_factory=dict)
+    precision: str = PLAIN
+    first_seconds: float | None = None
+    scenarios: dict[str, dict[str, Any]] = field(default_factory=dict)
+    agreement: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def cold_seconds(self) -> float | None:
+        """From an open folder to the first answer."""
+        if self.load_seconds is None or self.first_seconds is None:
+            return self.load_seconds
+        return self.load_seconds + self.first_seconds
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from distillkit.metrics import LOWER_IS_BETTER
-from distillkit.report import plots, summary, tables, text
+from distillkit.report import best, plots, summary, tables, text
 from distillkit.report.facts import FACTS_FILE, RunFacts, save_facts
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -39,8 +39,9 @@ def render(facts: RunFacts) -> str:
             certainty=summary.certainty(facts),
             warnings=summary.warnings(facts),
             parity=summary.parity(facts),
-            forms={form.row.format: form for form in summary.forms(facts)},
-            recommended=summary.recommended(facts),
+            forms={form.row.format: form for form in best.forms(facts) if form.row.backend == "onnxruntime"},
+            recommended=best.recommended(facts),
+            led_by=tables.leading_cell(facts.bench),
             tiles=_tiles(facts),
             comparison=tables.comparison(facts),
             latencies=tables.latencies(_measured_rows(facts)),
@@ -67,6 +68,7 @@ def environment() -> Environment:
         asked=text.asked,
         backend=text.backend,
         block=_block,
+        cell_at=tables.cell_at,
         count=text.count,
         duration=text.duration,
         kind=text.kind,
@@ -81,6 +83,7 @@ def environment() -> Environment:
         excerpt=_excerpt,
         size=text.size,
         sources=text.sources,
+        throughput=tables.throughput,
         units=text.units,
     )
     return jinja

@@ -31,9 +31,9 @@ from matplotlib.ticker import (
 
 from distillkit.metrics import Calibration, Measured
 from distillkit.report import text
+from distillkit.report.best import same_row
 from distillkit.report.curves import thin
 from distillkit.report.facts import BenchRow, Curve, ExitFacts, Point
-from distillkit.report.summary import same_row
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 TEACHER, STUDENT = PALETTE[0], PALETTE[1]

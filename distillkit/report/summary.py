@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 from distillkit.metrics import LOWER_IS_BETTER
 from distillkit.report import text
-from distillkit.report.facts import PLAIN, BenchRow, Cell, ModelFacts, RunFacts
+from distillkit.report.best import SAME, find_row, forms, same_row, usual
+from distillkit.report.facts import BenchRow, Cell, ModelFacts, RunFacts
 
-_USUAL_LENGTH = 64
-_SAME = 1.05
 _FEW_ROWS = 500
 
 
@@ -46,84 +44,9 @@ def reference_pair(facts: RunFacts) -> Pair | None:
         cells = {(cell.batch, cell.length): cell for cell in teacher.cells}
         shared = [cell for cell in student.cells if (cell.batch, cell.length) in cells]
         if shared:
-            best = min(shared, key=lambda cell: (cell.batch, abs(cell.length - _USUAL_LENGTH), cell.length))
+            best = usual(shared)
             return Pair(teacher, student, cells[best.batch, best.length], best)
     return None
-
-
-def find_row(facts: RunFacts, role: str, backend: str) -> BenchRow | None:
-    """A role in a runtime, in the plain form; None where it was not measured or failed."""
-    wanted = (role, backend, "ok", PLAIN)
-    return next(
-        (row for row in facts.bench if (row.role, row.backend, row.status, row.format) == wanted), None
-    )
-
-
-@dataclass(frozen=True)
-class Form:
-    """Another form of the student's artifact. speedup: over the plain form, at every batch x length that both
-    were timed at, the median; lost: of the leading metric (more is worse), None where it was not measured.
-    """
-
-    row: BenchRow
-    speedup: float | None
-    lost: float | None
-
-    def within(self, tolerance: float) -> bool:
-        return self.lost is not None and self.lost <= tolerance
-
-
-def forms(facts: RunFacts) -> tuple[Form, ...]:
-    """Every other form that was measured, in the order of the recipe."""
-    plain = find_row(facts, "student", "onnxruntime")
-    return tuple(
-        Form(row, _speedup(plain, row), _lost(row, facts.task.metric))
-        for row in facts.bench
-        if row.role == "student" and row.format != PLAIN and row.status == "ok"
-    )
-
-
-def fastest(facts: RunFacts) -> Form | None:
-    """The fastest form within the tolerance, where it is faster than the plain one beyond `_SAME`."""
-    good = [form for form in forms(facts) if form.within(facts.tolerance) and form.speedup is not None]
-    best = max(good, key=lambda form: form.speedup or 0.0, default=None)
-    return best if best is not None and (best.speedup or 0.0) > _SAME else None
-
-
-def recommended(facts: RunFacts) -> str:
-    """Which form of the artifact to take here; empty where there is the plain one alone."""
-    if not forms(facts):
-        return ""
-    name, best = text.metric(facts.task.metric), fastest(facts)
-    bound = f"at most {text.score(facts.tolerance)} of {name} lost"
-    if best is None:
-        return f"No other form is faster here with {bound}: take the plain one."
-    changed = best.row.difference[facts.task.metric]
-    return (
-        f"Fastest here with {bound}: {best.row.format}, {best.speedup:.2f}× the plain form (median over all "
-        f"shapes), {text.size(best.row.size_bytes)}, {name} {text.signed(changed.value)} "
-        f"({text.signed(changed.low)} to {text.signed(changed.high)})."
-    )
-
-
-def _speedup(plain: BenchRow | None, row: BenchRow) -> float | None:
-    if plain is None:
-        return None
-    pairs = [(cell, same_row(plain, cell.batch, cell.length)) for cell in row.cells]
-    ratios = [other.p50_ms / cell.p50_ms for cell, other in pairs if other is not None]
-    return median(ratios) if ratios else None
-
-
-def _lost(row: BenchRow, metric: str) -> float | None:
-    if metric not in row.difference:
-        return None
-    value = row.difference[metric].value
-    return value if metric in LOWER_IS_BETTER else -value
-
-
-def same_row(row: BenchRow, batch: int, length: int) -> Cell | None:
-    """The row's cell at a batch x length."""
-    return next((cell for cell in row.cells if (cell.batch, cell.length) == (batch, length)), None)
 
 
 def headline(facts: RunFacts) -> str:
@@ -223,7 +146,7 @@ def _smaller(facts: RunFacts) -> str:
     pair = reference_pair(facts)
     if pair is not None and pair.teacher.size_bytes and pair.student.size_bytes:
         ratio = pair.teacher.size_bytes / pair.student.size_bytes
-        if 1 / _SAME < ratio < _SAME:
+        if 1 / SAME < ratio < SAME:
             return "is as large"
         return f"is {ratio:.1f}× smaller" if ratio > 1 else f"is {1 / ratio:.1f}× larger"
     fewer = _parameters(facts)
@@ -235,7 +158,7 @@ def _parameters(facts: RunFacts) -> str:
     if not facts.teacher.parameters or not facts.student.parameters:
         return ""
     ratio = facts.teacher.parameters / facts.student.parameters
-    if 1 / _SAME < ratio < _SAME:
+    if 1 / SAME < ratio < SAME:
         return "as many parameters"
     return f"{ratio:.1f}× fewer parameters" if ratio > 1 else f"{1 / ratio:.1f}× more parameters"
 
@@ -245,7 +168,7 @@ def _faster(facts: RunFacts) -> str:
     if pair is None:
         return ""
     ratio = pair.speedup
-    if 1 / _SAME < ratio < _SAME:
+    if 1 / SAME < ratio < SAME:
         return f"as fast as the teacher at {pair.place}"
     return f"{ratio:.1f}× faster at {pair.place}" if ratio > 1 else f"{1 / ratio:.1f}× slower at {pair.place}"
 
@@ -285,7 +208,7 @@ def _slower_artifact(facts: RunFacts) -> str:
         return ""
     cell = pair.student_cell
     left, right = (same_row(row, cell.batch, cell.length) for row in (exported, plain))
-    if left is None or right is None or left.p50_ms <= right.p50_ms * _SAME:
+    if left is None or right is None or left.p50_ms <= right.p50_ms * SAME:
         return ""
     return (
         f"The exported student is slower than PyTorch at batch {cell.batch}, length {cell.length}: "
@@ -296,7 +219,7 @@ def _slower_artifact(facts: RunFacts) -> str:
 def _costly_forms(facts: RunFacts) -> list[str]:
     name = text.metric(facts.task.metric)
     return [
-        f"The {form.row.format} form loses {text.score(form.lost)} of {name}, more than "
+        f"The {form.name} form loses {text.score(form.lost)} of {name}, more than "
         f"{text.score(facts.tolerance)}."
         for form in forms(facts)
         if form.lost is not None and not form.within(facts.tolerance)

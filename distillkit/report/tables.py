@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
 from distillkit.metrics import Measured
 from distillkit.report import text
+from distillkit.report.best import same_row, usual
 from distillkit.report.facts import BenchRow, Cell, ModelFacts, RunFacts
-from distillkit.report.summary import Pair, reference_pair, same_row
+from distillkit.report.summary import Pair, reference_pair
 
 _MOST_CLASSES = 16
 _MOST_CONFUSIONS = 12
@@ -100,6 +103,62 @@ def latencies(rows: tuple[BenchRow, ...]) -> tuple[Latencies, ...]:
     )
 
 
+def leading_cell(rows: Iterable[BenchRow]) -> Cell | None:
+    """The batch x length that rows are compared at; None where nothing was timed."""
+    cells = [cell for row in rows for cell in row.cells]
+    return usual(cells) if cells else None
+
+
+def cell_at(row: BenchRow, led_by: Cell) -> Cell | None:
+    """The row's cell at the leading batch x length."""
+    return same_row(row, led_by.batch, led_by.length)
+
+
+def throughput(row: BenchRow) -> float | None:
+    """Most examples a second at any batch x length; None where nothing was timed."""
+    return max((cell.examples_per_s for cell in row.cells), default=None)
+
+
+_COLUMNS = (
+    *("model", "runtime", "size", "parameters", "metric", "against plain", "p50 / p95 / p99 ms"),
+    *("per s", "memory", "cold", "status"),
+)
+
+
+def bench_for_terminal(rows: Sequence[BenchRow], metric: str) -> Table:
+    """Everything that was measured, a row each; one that was not, with its reason."""
+    led_by = leading_cell(rows)
+    title = f"at batch {led_by.batch}, length {led_by.length}; {text.metric(metric)}" if led_by else ""
+    shown = Table(highlight=False, title=title, box=SIMPLE, padding=(0, 1), collapse_padding=True)
+    for column in _COLUMNS:
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in _bench_cells(row, metric, led_by)))
+    return shown
+
+
+def _bench_cells(row: BenchRow, metric: str, led_by: Cell | None) -> tuple[str, ...]:
+    runtime = f"{text.runtime(row.backend, row.format)}, {text.provider(row.provider)}"
+    if row.status != "ok":
+        return (row.role, runtime, *[""] * (len(_COLUMNS) - 3), text.clean(row.status))
+    cell = cell_at(row, led_by) if led_by is not None else None
+    times = "–" if cell is None else " / ".join(f"{ms:.3g}" for ms in (cell.p50_ms, cell.p95_ms, cell.p99_ms))
+    cold = row.cold_seconds
+    return (
+        row.role,
+        runtime,
+        text.size(row.size_bytes),
+        text.count(row.parameters),
+        measured(row.metrics[metric]) if metric in row.metrics else "–",
+        measured(row.difference[metric], sign=True) if metric in row.difference else "–",
+        times,
+        text.count(throughput(row)),
+        text.size(row.peak_memory_bytes),
+        "–" if cold is None else text.duration(cold),
+        "noisy" if cell is not None and cell.noisy else "ok",
+    )
+
+
 def confusion(model: ModelFacts, labels: tuple[str, ...]) -> tuple[ConfusionRow, ...]:
     """Counts and row shares by gold class; empty where there are too many classes for a table."""
     if not model.confusion or len(labels) > _MOST_CLASSES:
@@ -175,7 +234,7 @@ def _size_rows(facts: RunFacts, pair: Pair | None) -> tuple[Row, ...]:
 
 def _cost_rows(pair: Pair) -> tuple[Row, ...]:
     left, right = pair.teacher_cell, pair.student_cell
-    taught, learned = _throughput(pair.teacher), _throughput(pair.student)
+    taught, learned = throughput(pair.teacher), throughput(pair.student)
     memory = pair.teacher.peak_memory_bytes, pair.student.peak_memory_bytes
     flops = pair.teacher.flops, pair.student.flops
     return (
@@ -208,10 +267,6 @@ def _writing_rows(left: Cell, right: Cell) -> tuple[Row, ...]:
 def _latency_row(name: str, teacher: float, student: float) -> Row:
     change = ratio(teacher, student, "faster", "slower")
     return Row(f"{name} latency", text.milliseconds(teacher), text.milliseconds(student), change)
-
-
-def _throughput(row: BenchRow) -> float:
-    return max(cell.examples_per_s for cell in row.cells)
 
 
 def _shape(model: ModelFacts) -> str:

@@ -43,7 +43,15 @@ _KINDS = {
 _ANSWERS = {"token_classification": "words", "mlm": "masked tokens", "text_to_text": "target tokens"}
 _UNITS = {"mlm": "sequences"}
 _SOURCES = {"mlm": "documents"}
-BACKEND_NAMES = {"onnxruntime": "ONNX Runtime", "pytorch": "PyTorch"}
+BACKEND_NAMES = {
+    "onnxruntime": "ONNX Runtime",
+    "pytorch": "PyTorch",
+    "pytorch-bf16": "PyTorch bf16",
+    "pytorch-compile": "torch.compile",
+    "pytorch-compile-bf16": "torch.compile bf16",
+    "openvino": "OpenVINO",
+    "openvino-bf16": "OpenVINO bf16",
+}
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _INVISIBLE = re.compile("[\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")

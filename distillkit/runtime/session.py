@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +14,10 @@ Provider = Literal["cpu", "cuda"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-def open_session(path: Path, *, provider: Provider, threads: int) -> Any:
-    """A session on exactly this provider, with `threads` threads that do not spin when idle (0: as many as
-    ONNX Runtime likes, one for each core).
+def open_session(path: Path, *, provider: Provider, threads: int, spinning: bool = False) -> Any:
+    """A session on exactly this provider, with `threads` threads (0: as many as ONNX Runtime likes, one for
+    each core). spinning: they wait for work within a run by spinning, which takes a core that is idle anyway;
+    between runs they never do.
 
     ONNX Runtime quietly falls back to the CPU; here that is a MissingError (5). ExportError (10) or
     SecurityError (11) for a file that must not be opened.
@@ -26,13 +28,30 @@ def open_session(path: Path, *, provider: Provider, threads: int) -> Any:
     wanted = require_provider(provider)
     if provider == "cuda":
         onnxruntime.preload_dlls()
+    return session_of(path, session_options(threads=threads, spinning=spinning), wanted, [wanted])
+
+
+def session_options(*, threads: int, spinning: bool) -> Any:
+    """What every session has in common."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def session_of(path: Path, options: Any, wanted: str, providers: Sequence[str] = ()) -> Any:
+    """The session, on `wanted`: one of `providers`, or one that the options hold. Raises ExportError (10)
+    where it cannot be opened, MissingError (5) where another provider took it.
+    """
+    import onnxruntime
+
     try:
-        session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=[wanted])
+        session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=list(providers))
     except Exception as error:  # onnxruntime raises many types of its own
         raise ExportError(
             f"ONNX Runtime cannot open it: {str(error).splitlines()[0]}", where=str(path)

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from distillkit.stages.artifact import bench, export
+from distillkit.stages.artifact import bench, check_floors, export
 from distillkit.stages.checks import check, named
 from distillkit.stages.job import STAGES, Job, Save
 from distillkit.stages.learning import student
 from distillkit.stages.reporting import report
 from distillkit.stages.teaching import pretrain, teacher, tokenizer
 
-__all__ = ["MAKE", "STAGES", "Job", "Save", "check", "named"]
+__all__ = ["MAKE", "STAGES", "Job", "Save", "check", "check_floors", "named"]
 
 _MAKERS = (tokenizer, pretrain, teacher, student, export, bench, report)
 MAKE: Mapping[str, Callable[[Job], Save]] = dict(zip(STAGES, _MAKERS, strict=True))

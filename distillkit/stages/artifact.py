@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from distillkit.bench.backends import BACKENDS
 from distillkit.bench.leaving import measure_exits
-from distillkit.bench.measure import Backend, Role, Variant
 from distillkit.bench.measure import bench as measure_all
+from distillkit.bench.rows import MEASUREMENTS, Role, Variant
 from distillkit.bench.timing import Opened
 from distillkit.bench.writing import Texts
 from distillkit.data.batching import Encoded, drawn
@@ -30,7 +33,11 @@ from distillkit.export.writers import export_writer
 from distillkit.files import seal
 from distillkit.flops import flops_per_example
 from distillkit.model import FixedTeacher, LearningTeacherSource, Student, Teacher, TextStudent
-from distillkit.settings import TaskSettings
+from distillkit.recipe import measured_metrics
+from distillkit.report import floors
+from distillkit.report.facts import load_bench
+from distillkit.report.floors import read_floor
+from distillkit.settings import BackendName, TaskSettings
 from distillkit.stages.job import PEERS, Job, Save
 from distillkit.stages.texts import corrected, wanted, writing
 from distillkit.stages.together import beside
@@ -100,12 +107,7 @@ def bench(job: Job) -> Save:
     samples = job.samples(job.judged)
 
     def save(folder: Path) -> None:
-        roles: tuple[Role, ...] = ("teacher", "student")
-        variants = [
-            _variant(job, role, backend, folder, samples)
-            for role in roles
-            for backend in job.config.bench.backends
-        ]
+        variants = [*_variants(job, "teacher", folder, samples), *_variants(job, "student", folder, samples)]
         if "onnxruntime" in job.config.bench.backends:
             variants += _formats(job)
         command = [sys.executable, "-m", "distillkit.bench.child"]
@@ -116,6 +118,7 @@ def bench(job: Job) -> Save:
             job.task.labels,
             folder,
             seed=job.config.seed,
+            metric=job.metric,
             command=command,
             texts=_texts(job),
             between=between,
@@ -142,6 +145,17 @@ def bench(job: Job) -> Save:
     return save
 
 
+def check_floors(job: Job) -> None:
+    """Say which form of the student meets the recipe's floors. Raises FloorError (12) where none does."""
+    settings = job.config.bench
+    if not settings.floor:
+        return
+    metrics, shapes = measured_metrics(job.config.task), set(product(settings.batch, settings.length))
+    asked = [read_floor(name, bound, metrics, shapes) for name, bound in settings.floor.items()]
+    chosen = floors.check(floors.named(asked, job.metric), load_bench(job.folder("bench") / MEASUREMENTS))
+    job.progress.say(f"bench: {chosen.name} meets {', '.join(settings.floor)}")
+
+
 def _formats(job: Job) -> list[Variant]:
     """The student's other forms; one that was not kept is a row with its reason."""
     folder, found = job.folder("export"), []
@@ -166,28 +180,49 @@ def _texts(job: Job) -> Texts | None:
     )
 
 
-def _variant(job: Job, role: Role, backend: Backend, folder: Path, samples: Encoded) -> Variant:
-    """What to measure, exported into `folder` where it has to be."""
-    name, where = f"{role}-{backend}", job.folder(role)
-    if role == "student" and backend == "onnxruntime":
-        return Variant(name, role, backend, job.folder("export"))
+def _variants(job: Job, role: Role, folder: Path, samples: Encoded) -> list[Variant]:
+    """A model in every runtime asked for; exported into `folder` where it has to be."""
+    asked = list(dict.fromkeys(job.config.bench.backends))
     if role == "teacher" and job.trainable is None:
-        teacher = job.teacher()
-        if not teacher.live:
-            return Variant(name, role, backend, None, "its answers come from a file: nothing is computed")
-        if backend == "pytorch":
-            return Variant(name, role, backend, None, live=lambda: _in_this_process(job, teacher))
-        return Variant(name, role, backend, None, "a teacher from Python is not exported")
+        return [_of_python(job, name) for name in asked]
     source = job.student_source if role == "student" else job.trainable
     assert source is not None
+    where = job.folder(role)
     model = source.load(where).eval()
-    if backend == "onnxruntime":
-        where = folder / "teacher-onnx"
-        where.mkdir()
-        _exported(job, model, samples, where)
-    elif not isinstance(model, Encoder | EncoderDecoder):  # of a class that the measuring process lacks
-        return Variant(name, role, backend, None, live=lambda: _loaded_here(job, model, where))
-    return Variant(name, role, backend, where)
+    artifact = job.folder("export")
+    if role == "teacher" and any(BACKENDS[name].exported for name in asked):
+        artifact = folder / "teacher-onnx"
+        artifact.mkdir()
+        _exported(job, model, samples, artifact)
+    ours = isinstance(model, Encoder | EncoderDecoder)
+    found = []
+    for name in asked:
+        named = (f"{role}-{name}", role, name)
+        if BACKENDS[name].exported:
+            found.append(Variant(*named, artifact))
+        elif ours:
+            found.append(Variant(*named, where))
+        elif name == "pytorch":  # of a class that the measuring process lacks
+            found.append(Variant(*named, None, live=lambda: _loaded_here(job, model, where)))
+        else:
+            found.append(Variant(*named, None, "a model of its own class is measured as it is"))
+    return found
+
+
+def _of_python(job: Job, name: BackendName) -> Variant:
+    """A teacher that this run did not train."""
+    teacher = job.teacher()
+
+    def variant(absent: str = "", live: Callable[[], Opened] | None = None) -> Variant:
+        return Variant(f"teacher-{name}", "teacher", name, None, absent, live)
+
+    if not teacher.live:
+        return variant("its answers come from a file: nothing is computed")
+    if name == "pytorch":
+        return variant(live=lambda: _in_this_process(job, teacher))
+    if BACKENDS[name].exported:
+        return variant("a teacher from Python is not exported")
+    return variant("a teacher from Python is measured as it is")
 
 
 def _loaded_here(job: Job, model: Student, folder: Path) -> Opened:

@@ -12,7 +12,7 @@ import numpy as np
 
 from distillkit import document, evaluate
 from distillkit.bench.leaving import RESULT
-from distillkit.bench.measure import Role
+from distillkit.bench.rows import MEASUREMENTS, Role
 from distillkit.export import forms
 from distillkit.links import ASSISTANTS, MEMBERS
 from distillkit.model import LEFT, LearningTeacherSource
@@ -87,7 +87,7 @@ def gather(job: Job) -> RunFacts:
         examples=judged.examples(config.report.samples),
         losses=_losses_in_words(config),
         curves=read_curves(job.run.metrics.path),
-        bench=load_bench(job.folder("bench") / "measurements.json"),
+        bench=load_bench(job.folder("bench") / MEASUREMENTS),
         exits=load_exits(job.folder("bench") / RESULT),
         formats=load_formats(job.folder("export") / forms.FILE),
         tolerance=config.report.tolerance,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import LABELS, tokenizer
-from tinyrun import CONFIG, measured_here, write_config, write_data
+from tinyrun import CONFIG, Here, write_config, write_data
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
@@ -192,7 +192,7 @@ def config(folder: Path, **teacher: Any) -> Path:
 
 
 def test_an_electra_goes_from_corpus_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "run_child", measured_here)
+    monkeypatch.setattr(measure, "Child", Here)
     run = pipeline.run(config(tmp_path, keep_generator=True), progress="quiet").path
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     first = next(row for row in rows if row["stage"] == "pretrain")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import LABELS, byte_tokenizer, encoded
-from tinyrun import CONFIG, measured_here, write_config, write_data
+from tinyrun import CONFIG, Here, write_config, write_data
 from torch import nn
 from transformers import (
     AutoModel,
@@ -321,7 +321,7 @@ def test_it_goes_from_corpus_to_report(
     opens: Any,
     figure: str,
 ) -> None:
-    monkeypatch.setattr(measure, "run_child", measured_here)
+    monkeypatch.setattr(measure, "Child", Here)
     made = config(tmp_path, name, **student)
     assert main(["plan", str(made)]) == 0
     run = pipeline.run(made, progress="quiet").path
