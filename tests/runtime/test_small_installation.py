@@ -63,9 +63,7 @@ def test_a_thousand_real_texts_are_answered_as_by_pytorch_without_torch(tmp_path
     assert not HEAVY & set(packages(python))
     texts = real_texts(1000)
     (tmp_path / "elsewhere").mkdir()
-    told, modules = answered(
-        python, ANSWER, [str(opened.folder / "export"), texts], tmp_path / "elsewhere"
-    )
+    told, modules = answered(python, ANSWER, [str(opened.folder / "export"), texts], tmp_path / "elsewhere")
     assert "distillkit.runtime" in modules and "torch" not in modules
     labels = set()
     for text, (label, *odds) in zip(texts, told, strict=True):
