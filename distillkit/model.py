@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -145,6 +145,11 @@ class Student(nn.Module, ABC):
         (`distillkit.segments`); none where it cannot.
         """
         return ()
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What `transformers` reads of it in config.json; empty for a class that it does not know."""
+        return {}
 
     @abstractmethod
     def save(self, folder: Path, labels: Labels) -> None:

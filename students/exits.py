@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -135,6 +136,10 @@ class WithExits(Student):
             Segment(self.inner, start, stop, leave)
             for start, stop, leave in zip(depths[:-1], depths[1:], leaves, strict=True)
         )
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.inner.config
 
     def save(self, folder: Path, labels: Labels) -> None:
         """The folder of its encoder, which opens as one, with the exits in a folder of their own in it."""

@@ -8,9 +8,10 @@ Shape legend: T token ids of the tokenizer, N rows of the student's table.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,12 @@ class Renumbered(Student):
 
     def exportable(self) -> nn.Module:
         return ExportableRenumbered(self.inner.exportable(), self.rows.clone())
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Its artifact takes every id of the tokenizer: the map is inside."""
+        told = self.inner.config
+        return {**told, "vocab_size": len(self.rows)} if told else told
 
     def save(self, folder: Path, labels: Labels) -> None:
         self.inner.save(folder, labels)

@@ -16,6 +16,7 @@ import torch
 from onnx import TensorProto, helper
 from tiny import LABELS, encoded, encoder, tokenizer
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 from distillkit import files
 from distillkit.data.batching import collate
@@ -27,6 +28,8 @@ from distillkit.runtime import Artifact, ClassAnswer
 from distillkit.runtime.check import check_model
 from distillkit.runtime.session import open_session
 from distillkit.settings import ExportSettings
+from distillkit.students.exits import WithExits
+from distillkit.students.vocabulary import Renumbered
 from distillkit.types import Want
 
 
@@ -186,6 +189,21 @@ def test_the_artifact_carries_what_a_reader_needs(artifact: Path) -> None:
     config = json.loads((artifact / "config.json").read_text())
     assert config["num_layers"] == 2 and config["inputs"][0] == "input_ids"
     assert not {path.suffix for path in artifact.iterdir()} & {".bin", ".pt", ".pkl"}
+
+
+def test_transformers_reads_what_the_artifact_is(artifact: Path) -> None:
+    config = AutoConfig.from_pretrained(artifact, local_files_only=True)
+    assert config.model_type == "bert"
+    assert config.id2label == {0: "bad", 1: "good"}
+    assert (config.num_hidden_layers, config.max_position_embeddings, config.vocab_size) == (2, 32, 120)
+
+
+def test_a_student_around_another_is_to_transformers_what_the_other_is() -> None:
+    """But for the table of a smaller vocabulary: the artifact takes every id of the tokenizer."""
+    inner = encoder(3)
+    assert inner.config["model_type"] == "bert"
+    assert WithExits(inner, (1,), 4, joint=True).config == inner.config
+    assert Renumbered(inner, torch.arange(300) % 120).config == {**inner.config, "vocab_size": 300}
 
 
 def test_padding_does_not_change_an_answer_of_the_artifact(artifact: Path, tmp_path: Path) -> None:

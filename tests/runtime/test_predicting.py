@@ -220,28 +220,3 @@ print(code, [name for name in ("torch", "transformers", "onnx", "sklearn") if na
         check=False,
     )
     assert done.stdout.splitlines()[-1] == "0 []", done.stderr
-
-
-@pytest.mark.slow
-def test_a_small_installation_answers_as_this_one(folder: Path, tmp_path: Path) -> None:
-    """A new environment with ONNX Runtime, tokenizers, NumPy and this package. Needs the package index."""
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
-    python = str(tmp_path / "venv" / "bin" / "python")
-    pip = [python, "-m", "pip", "install", "--quiet"]
-    subprocess.run(
-        [*pip, "-c", str(ROOT / "constraints.txt"), "onnxruntime", "tokenizers", "numpy"], check=True
-    )
-    subprocess.run([*pip, "--no-deps", str(ROOT)], check=True)
-    code = f"""
-from distillkit.runtime import Artifact
-for answer in Artifact.load({str(folder)!r}, threads=1).predict({TEXTS!r}):
-    print(answer.label, *answer.probabilities.values())
-"""
-    done = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    for line, answer in zip(
-        done.stdout.splitlines(), Artifact.load(folder, threads=1).predict(TEXTS), strict=True
-    ):
-        label, *odds = line.split()
-        told = answer.as_json()
-        assert label == told["label"]
-        assert [float(one) for one in odds] == pytest.approx(list(told["probabilities"].values()), abs=1e-6)
