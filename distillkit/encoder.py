@@ -130,6 +130,11 @@ class Encoder(Student):
             ),
         )
 
+    @property
+    def config(self) -> Mapping[str, Any]:
+        told: dict[str, Any] = json.loads(self.model.config.to_json_string(use_diff=False))
+        return {**told, "architectures": [type(self.model).__name__]}
+
     def save(self, folder: Path, labels: Labels) -> None:
         """A Hugging Face folder: config.json with the labels by name, model.safetensors."""
         self.head.set_labels(self.model.config, labels)

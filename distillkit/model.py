@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -146,6 +146,11 @@ class Student(nn.Module, ABC):
         """
         return ()
 
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What `transformers` reads of it in config.json; empty for a class that it does not know."""
+        return {}
+
     @abstractmethod
     def save(self, folder: Path, labels: Labels) -> None:
         """Write config.json (with the label names) and model.safetensors, never pickle; its source's `load`
@@ -244,6 +249,11 @@ class TeacherSource(ABC):
         where it is not `trained`.
         """
         return self.teacher(folder, labels)
+
+    @property
+    def origins(self) -> Sequence[Path]:
+        """Folders of models that it starts from, whose licences travel with what is made."""
+        return ()
 
     def fingerprint(self) -> str:
         """Identifies what the teacher reads beside its settings (the bytes of a folder); a change reruns its
@@ -407,6 +417,11 @@ class StudentSource(ABC):
     def load(self, folder: Path) -> Student:
         """The student that `Student.save` wrote to `folder`."""
 
+    @property
+    def origins(self) -> Sequence[Path]:
+        """As of a `TeacherSource`."""
+        return ()
+
     def fingerprint(self) -> str:
         """Identifies what the student starts from beside its settings (the bytes of a folder); a change
         trains it again.
@@ -440,6 +455,10 @@ class AnyOf(StudentSource):
 
     def load(self, folder: Path) -> Student:
         return self.sources[json.loads((folder / WHO).read_text())["name"]].load(folder)
+
+    @property
+    def origins(self) -> Sequence[Path]:
+        return [path for source in self.sources.values() for path in source.origins]
 
     def fingerprint(self) -> str:
         return self.sources[STUDENT].fingerprint()

@@ -77,7 +77,8 @@ def export(
     if labels.tasks:  # an example is answered by the columns of its own task
         names["tasks"] = {task: [one.start, one.stop] for task, one in labels.columns.items()}
     tokens = {"pad_token_id": tokenizer.pad_token_id, "mask_token": tokenizer.mask_token}
-    config = {**asdict(student.spec), **names, **tokens, "inputs": list(inputs), "opset": settings.opset}
+    own = {**asdict(student.spec), **names, **tokens, "inputs": list(inputs), "opset": settings.opset}
+    config = {**own, **student.config, **tokens}  # so that optimum opens the folder too
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     (folder / "labels.json").write_text(json.dumps(names, ensure_ascii=False, indent=1), encoding="utf-8")
     write_description(describe(student, tokenizer, labels, inputs, reading), folder)
