@@ -293,6 +293,11 @@ class TeacherSource(ABC):
         """
         return self.teacher(folder, labels)
 
+    @property
+    def origins(self) -> Sequence[Path]:
+        """Folders of models that it starts from, whose licences travel with what is made."""
+        return ()
+
     def fingerprint(self) -> str:
         """Identifies what the teacher reads beside its settings (the bytes of a folder); a change reruns its
         stages.
@@ -455,6 +460,11 @@ class StudentSource(ABC):
     def load(self, folder: Path) -> Student:
         """The student that `Student.save` wrote to `folder`."""
 
+    @property
+    def origins(self) -> Sequence[Path]:
+        """As of a `TeacherSource`."""
+        return ()
+
     def fingerprint(self) -> str:
         """Identifies what the student starts from beside its settings (the bytes of a folder); a change
         trains it again.
@@ -488,6 +498,10 @@ class AnyOf(StudentSource):
 
     def load(self, folder: Path) -> Student:
         return self.sources[json.loads((folder / WHO).read_text())["name"]].load(folder)
+
+    @property
+    def origins(self) -> Sequence[Path]:
+        return [path for source in self.sources.values() for path in source.origins]
 
     def fingerprint(self) -> str:
         return self.sources[STUDENT].fingerprint()

@@ -26,6 +26,7 @@ from distillkit.data.several import load_tasks
 from distillkit.data.tokenizers import load_tokenizer
 from distillkit.digests import contents, stage_digests, trainings
 from distillkit.errors import ConfigError, DistillkitError, ErrorGroup, StoppedError
+from distillkit.licences import CARD
 from distillkit.losses.base import Loss, LossStack
 from distillkit.model import LearningTeacherSource, StudentSource, TeacherSource
 from distillkit.progress import Progress
@@ -295,7 +296,8 @@ def _make(job: Job, name: str) -> None:
     for checkpoints in job.run.checkpoints(name).parent.glob(f"{name}*"):
         files.remove(checkpoints)  # a finished stage needs them no longer
     if name == "report":
-        for source, target in (("report.html", job.run.path), ("README.md", job.folder("student"))):
+        places = ("report.html", job.run.path), *((CARD, job.folder(one)) for one in ("student", "export"))
+        for source, target in places:
             files.atomic_write(target / source, (job.folder("report") / source).read_bytes())
 
 

@@ -34,6 +34,10 @@ class Pretrained(StudentSource):
     def __init__(self, *, path: Folder) -> None:
         self.path = Path(path)
 
+    @property
+    def origins(self) -> Sequence[Path]:
+        return [self.path]
+
     def fingerprint(self) -> str:
         return folder_digest(self.path)
 

@@ -35,6 +35,10 @@ class Distilled(TrainableTeacherSource):
     def made_of(self) -> Sequence[object]:
         return [] if self._student is None else [self._student]
 
+    @property
+    def origins(self) -> Sequence[Path]:
+        return [self._folder()]
+
     def fingerprint(self) -> str:
         return folder_digest(self._folder())
 

@@ -88,6 +88,10 @@ class Ensemble(TeacherSource):
     def made_of(self) -> Sequence[object]:
         return [part for source in self.members.values() for part in (source, *source.made_of)]
 
+    @property
+    def origins(self) -> Sequence[Path]:
+        return [] if self._root is None else [self._root / name / "teacher" for name in self.members]
+
     def fingerprint(self) -> str:
         """What the members read; once they are placed, also what their own runs depend on."""
         return " ".join(

@@ -39,6 +39,10 @@ class Pretrained(TrainableTeacherSource):
         self.path, self.finetune = Path(path), finetune
         self.pretrain = None
 
+    @property
+    def origins(self) -> Sequence[Path]:
+        return [self.path]
+
     def fingerprint(self) -> str:
         return folder_digest(self.path)
 

@@ -75,6 +75,7 @@ def _front_matter(facts: RunFacts) -> ModelCardData:
     pipeline = _PIPELINES.get(kind, "text-classification")
     return ModelCardData(
         library_name="transformers",
+        license=text.clean(facts.licences[0]) if len(facts.licences) == 1 else None,
         pipeline_tag=pipeline,
         tags=["distillkit", "knowledge-distillation", "onnx", kind],
         model_name=text.clean(facts.name),

@@ -248,6 +248,8 @@ class RunFacts:
     curves: tuple[Curve, ...] = ()
     bench: tuple[BenchRow, ...] = ()
     exits: ExitFacts | None = None
+    licences: tuple[str, ...] = ()
+    """Of the models that teacher and student were made from, as their cards call them."""
     formats: dict[str, FormFacts] = field(default_factory=dict)
     """Other forms of the artifact by name."""
     tolerance: float = 0.005

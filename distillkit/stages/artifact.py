@@ -32,6 +32,7 @@ from distillkit.export.parity import Parity
 from distillkit.export.writers import export_writer
 from distillkit.files import seal
 from distillkit.flops import flops_per_example
+from distillkit.licences import carry
 from distillkit.model import FixedTeacher, LearningTeacherSource, Student, Teacher, TextStudent
 from distillkit.recipe import measured_metrics
 from distillkit.report import floors
@@ -64,6 +65,7 @@ def export(job: Job) -> Save:
 def _export(job: Job, student: Path, folder: Path, named: str) -> None:
     """The student that lies in a folder, whole and, where it has exits, in parts."""
     model = job.student_source.load(student).eval()
+    carry([student], folder)
     settings, labels = job.config.export, job.task.labels
     parity = _exported(job, model, job.samples(job.judged), folder)
     job.progress.say(f"{named}: largest difference to PyTorch {parity.max_abs_difference:.2e}")

@@ -9,6 +9,7 @@ import torch
 
 from distillkit import evaluate, preflight
 from distillkit.data.batching import TaskFeed
+from distillkit.licences import carry
 from distillkit.losses.base import TEACHER, LossStack
 from distillkit.model import STUDENT, FixedTeacher, LearningTeacherSource, Material, Teacher
 from distillkit.settings import Phase
@@ -50,6 +51,7 @@ def student(job: Job) -> Save:
 
     def save(folder: Path) -> None:
         save_model(job.alone, model, folder)
+        carry([job.folder("teacher"), *job.student_source.origins], folder)
         told = json.dumps(interchange_accuracy(job.alone, FixedTeacher(model), fixed.to(job.device)))
         (folder / INTERCHANGE).write_text(told)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from distillkit import document, evaluate
+from distillkit import document, evaluate, licences
 from distillkit.bench.leaving import RESULT
 from distillkit.bench.rows import MEASUREMENTS, Role
 from distillkit.export import forms
@@ -89,6 +89,7 @@ def gather(job: Job) -> RunFacts:
         curves=read_curves(job.run.metrics.path),
         bench=load_bench(job.folder("bench") / MEASUREMENTS),
         exits=load_exits(job.folder("bench") / RESULT),
+        licences=licences.names(job.folder("export")),
         formats=load_formats(job.folder("export") / forms.FILE),
         tolerance=config.report.tolerance,
         parity=json.loads((job.folder("export") / "parity.json").read_text()),

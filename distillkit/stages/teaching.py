@@ -11,6 +11,7 @@ import torch
 
 from distillkit.data.tokenizers import in_text
 from distillkit.errors import ModelError
+from distillkit.licences import carry
 from distillkit.losses.base import LossStack
 from distillkit.losses.gold import Gold
 from distillkit.model import Student, TrainableTeacherSource
@@ -97,7 +98,19 @@ def pretrain(job: Job) -> Save:
 
 
 def teacher(job: Job) -> Save:
-    """The teacher of the task, fine-tuned where its settings ask for that, and what it scores."""
+    """The teacher of the task, fine-tuned where its settings ask for that, what it scores, and the
+    licences of what it was made from.
+    """
+    save = _taught(job)
+
+    def licensed(folder: Path) -> None:
+        save(folder)
+        carry(job.teacher_source.origins, folder)
+
+    return licensed
+
+
+def _taught(job: Job) -> Save:
     source = job.trainable
     if source is None:
         fixed = job.teacher()

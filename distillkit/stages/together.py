@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from distillkit.data.batching import Feed, TaskFeed
+from distillkit.licences import carry
 from distillkit.losses.base import TEACHER
 from distillkit.metrics import LOWER_IS_BETTER
 from distillkit.model import LEFT, STUDENT, WHO, FixedTeacher, LearningTeacherSource, Material, Student
@@ -86,6 +87,7 @@ def _save_together(
         place = places.get(name, folder / PEERS / name)
         place.mkdir(parents=True, exist_ok=True)
         save_model(job, model, place)
+        carry(job.student_source.origins, place)
         (place / WHO).write_text(json.dumps({"name": STUDENT if name == LEFT else name}))
     told = interchange_accuracy(job, FixedTeacher(students[chosen]), FixedTeacher(students[left]))
     (folder / INTERCHANGE).write_text(json.dumps(told))
