@@ -35,7 +35,7 @@ def notices(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     named = (path for path in sorted(folder.iterdir()) if path.name.lower().startswith(_NOTICES))
-    return [path for path in named if path.name != FILE and _is_own(path) and 0 < path.stat().st_size]
+    return [path for path in named if path.name != FILE and _is_own(path) and path.stat().st_size > 0]
 
 
 def names(folder: Path) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 from report_sample import classification
-from tinyrun import measured_here, write_config, write_data
+from tinyrun import Here, write_config, write_data
 
 from distillkit import pipeline
 from distillkit.bench import measure
@@ -80,7 +80,7 @@ def test_a_run_carries_the_licence_of_its_teacher_into_the_artifact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fine-tuned teacher of a folder, its student, and the artifact: each folder has the notice."""
-    monkeypatch.setattr(measure, "run_child", measured_here)
+    monkeypatch.setattr(measure, "Child", Here)
     monkeypatch.chdir(tmp_path)
     write_data(tmp_path)
     first = pipeline.run(write_config(tmp_path), until="teacher", progress="quiet").path / "teacher"
