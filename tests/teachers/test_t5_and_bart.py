@@ -149,7 +149,7 @@ def test_sequences_longer_than_the_positions_are_refused(name: str) -> None:
     ("name", "more"),
     [
         ("t5", {"vocab_size": 120, "sentinels": 10, "pretrain": {"optimizer": {"use": "adafactor"}}}),
-        ("bart", {"vocab_size": 320, "rotate": 0.2, "pretrain": {}}),
+        pytest.param("bart", {"vocab_size": 320, "rotate": 0.2, "pretrain": {}}, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_goes_from_pretraining_to_texts(tmp_path: Path, name: str, more: dict[str, Any]) -> None:
