@@ -73,6 +73,7 @@ def subset(path: Path, target: Path, count: int) -> Path:
     if not target.exists():
         with gzip.open(path, "rt", encoding="utf-8") as file:
             lines = file.readlines()
+        target.parent.mkdir(parents=True, exist_ok=True)
         chosen = np.random.default_rng(0).permutation(len(lines))[:count]
         target.write_text("".join(lines[index] for index in sorted(chosen)), encoding="utf-8")
     return target
