@@ -68,8 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DistillkitError as error:
         if debug:
             _write(traceback.format_exc())
-        if not _told_elsewhere(error):
-            _tell(f"error: {error}")
+        _tell_once(error)
         return error.exit_code
     except Exception as error:  # a bug: the user gets a file to send, not a traceback
         return _crashed(error, debug)
@@ -607,9 +606,9 @@ def _launch(
     """Start one process per GPU; the exit code of the one that failed first, or of the run's status where a
     signal ended them.
     """
+    loaded = _load(config, overrides, code)
     from distillkit import launching, listing
 
-    loaded = _load(config, overrides, code)
     flags = [*(f"--code={file}" for file in code), *flags]
     done = launching.launch(
         gpus, ["run", *flags, str(config), *overrides], lambda message: _tell(f"error: {message}")
@@ -619,13 +618,14 @@ def _launch(
     return listing.exit_code(Path(loaded.config.output) / loaded.config.name) or 1
 
 
-def _told_elsewhere(error: DistillkitError) -> bool:
-    """Whether this is one of several processes, of which another one tells the user."""
-    if "RANK" not in os.environ:
-        return False
-    from distillkit import launching
+def _tell_once(error: DistillkitError) -> None:
+    """Of several processes rank 0 tells the user; all leave their error for the one that started them."""
+    if "RANK" in os.environ:
+        from distillkit import launching
 
-    return launching.told_by_rank_0(error)
+        launching.leave(error)
+    if os.environ.get("RANK", "0") == "0":
+        _tell(f"error: {error}")
 
 
 def _parts(error: DistillkitError) -> list[dict[str, Any]]:

@@ -56,15 +56,14 @@ def launch(processes: int, arguments: Sequence[str], tell: Callable[[str], None]
     return 0
 
 
-def told_by_rank_0(error: DistillkitError) -> bool:
-    """Whether another process tells the user; this one leaves its error for whoever started it."""
+def leave(error: DistillkitError) -> None:
+    """Leave this process's error where the one that started it looks, if it named such a place."""
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         get_error_handler().record_exception(error)
-    return os.environ.get("RANK", "0") != "0"
 
 
 def _message(failure: ProcessFailure) -> str:
-    """What `told_by_rank_0` left, without the name of its class; of a process that was killed, how."""
+    """What `leave` left, without the name of its class; of a process that was killed, how."""
     if isinstance(failure.message, dict):  # what a process recorded
         return str(failure.message["message"]).partition(": ")[2]
     return str(failure.message) if failure.exitcode < 0 else ""

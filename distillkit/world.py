@@ -1,7 +1,8 @@
 """The processes of one run: who writes, and where all wait for each other.
 
-Started alone, a run is rank 0 of 1 and nothing here does anything. Started by torchrun (`distillkit run
---gpus N`), the ranks share every forward and backward of training; rank 0 alone writes, exports and measures.
+Started alone, a run is rank 0 of 1 and nothing here does anything. Started by torchrun or `distillkit run
+--gpus N` (launching.py), the ranks share every forward and backward of training; rank 0 alone writes,
+exports and measures.
 """
 
 from __future__ import annotations

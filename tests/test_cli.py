@@ -299,6 +299,18 @@ def test_an_error_of_another_process_alone_is_told(tmp_path: Path, monkeypatch: 
     assert told == ["only here: ['run', 'x.yaml']"]
 
 
+@pytest.mark.parametrize(("rank", "told"), [("0", 1), ("1", 0)])
+def test_one_of_several_processes_leaves_its_error_and_rank_0_alone_tells_it(
+    rank: str, told: int, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = here / "error.json"
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(left))
+    assert main(["validate", "missing.yaml"]) == 2
+    assert capsys.readouterr().err.count("missing.yaml: No such file") == told
+    assert "missing.yaml: No such file" in json.loads(left.read_text())["message"]["message"]
+
+
 def test_signals_and_other_ends_of_several_processes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The code of the process that failed first; else what the run's status names."""
     ends: list[int | None] = [0, 4, None]

@@ -158,6 +158,11 @@ class BenchRow:
     agreement: dict[str, float] = field(default_factory=dict)
 
     @property
+    def throughput(self) -> float | None:
+        """Most examples a second at any batch x length; None where nothing was timed."""
+        return max((cell.examples_per_s for cell in self.cells), default=None)
+
+    @property
     def cold_seconds(self) -> float | None:
         """From an open folder to the first answer."""
         if self.load_seconds is None or self.first_seconds is None:

@@ -83,7 +83,6 @@ def environment() -> Environment:
         excerpt=_excerpt,
         size=text.size,
         sources=text.sources,
-        throughput=tables.throughput,
         units=text.units,
     )
     return jinja

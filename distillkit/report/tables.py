@@ -114,11 +114,6 @@ def cell_at(row: BenchRow, led_by: Cell) -> Cell | None:
     return same_row(row, led_by.batch, led_by.length)
 
 
-def throughput(row: BenchRow) -> float | None:
-    """Most examples a second at any batch x length; None where nothing was timed."""
-    return max((cell.examples_per_s for cell in row.cells), default=None)
-
-
 _COLUMNS = (
     *("model", "runtime", "size", "parameters", "metric", "against plain", "p50 / p95 / p99 ms"),
     *("per s", "memory", "cold", "status"),
@@ -152,7 +147,7 @@ def _bench_cells(row: BenchRow, metric: str, led_by: Cell | None) -> tuple[str, 
         measured(row.metrics[metric]) if metric in row.metrics else "–",
         measured(row.difference[metric], sign=True) if metric in row.difference else "–",
         times,
-        text.count(throughput(row)),
+        text.count(row.throughput),
         text.size(row.peak_memory_bytes),
         "–" if cold is None else text.duration(cold),
         "noisy" if cell is not None and cell.noisy else "ok",
@@ -234,7 +229,7 @@ def _size_rows(facts: RunFacts, pair: Pair | None) -> tuple[Row, ...]:
 
 def _cost_rows(pair: Pair) -> tuple[Row, ...]:
     left, right = pair.teacher_cell, pair.student_cell
-    taught, learned = throughput(pair.teacher), throughput(pair.student)
+    taught, learned = pair.teacher.throughput, pair.student.throughput
     memory = pair.teacher.peak_memory_bytes, pair.student.peak_memory_bytes
     flops = pair.teacher.flops, pair.student.flops
     return (

@@ -56,6 +56,6 @@ def _devices(onnxruntime: Any) -> list[Any]:
         if device.ep_name == _NAME and device.ep_metadata.get("ov_device") == "CPU"
     ]
     if not found:
-        problem = "OpenVINO's plugin offers no CPU here: it takes those of Intel"
+        problem = "OpenVINO's plugin offers no CPU here (seen on one of AMD)"
         raise MissingError(problem, where="provider", hint="ask for cpu")
     return found
