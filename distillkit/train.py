@@ -686,8 +686,8 @@ def enough_memory(where: str) -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if type(error) is RuntimeError and "DefaultCPUAllocator" not in text:
-            raise
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "DefaultCPUAllocator" not in text:
+            raise  # also its subclasses, such as a compiler's errors
         raise ResourceError(
             f"out of memory: {text}",
             where=where,
